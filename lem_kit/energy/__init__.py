@@ -1,0 +1,91 @@
+"""The energy seam: a source is a cumulative counter of joules that is read, never started or stopped.
+
+A source is one file in this folder, found by its name. It has a function
+
+    open_source(argument: str | None = None) -> EnergySource
+
+that raises `Unavailable` with the reason, and the command that mends it, when there is nothing to read here. Subtracting
+two readings gives windows, nested windows and idle baselines; wrap-around, units and missing counters are the source's own
+business. A source never sums what overlaps (a package and its cores) and never invents a reading: it leaves a domain out.
+
+Not covered here: when to read (`sampler`), energy between two instants (`trace`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from ..errors import LemError, Unavailable, nearest
+from ..trace import Domain
+
+
+class Reading(NamedTuple):
+    """A cumulative energy in joules since a fixed origin, and the instant (CLOCK_MONOTONIC, ns) at which it was read."""
+
+    t_ns: int
+    joules: float
+
+
+@runtime_checkable
+class EnergySource(Protocol):
+    """What a source promises. `tests/test_energy_contract.py` holds every file of this folder to it.
+
+    `domains` describes each domain that `read` may return; it may grow while a slow source starts, and is filled for a
+    domain before that domain is first returned. `read` is quick (well under a millisecond where the hardware allows),
+    returns `{}` while the source is still starting, and raises when the device stops answering. `close` may be called
+    twice. Optional: `interval_s` (do not read more often than this), `gauges() -> dict[str, float]` with names
+    "domain.quantity_unit" ("gpu0.power_w", "gpu0.temperature_c"), and `describe() -> dict` of facts worth keeping.
+    """
+
+    name: str
+    domains: Mapping[str, Domain]
+
+    def read(self) -> dict[str, Reading]: ...
+
+    def close(self) -> None: ...
+
+
+def source_names() -> list[str]:
+    """Names of the source files in this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def open_source(spec: str) -> EnergySource:
+    """Open one source by "name" or "name=argument".
+
+    Raises LemError for an unknown name, Unavailable (with the reason) when it cannot be opened here.
+    """
+    name, _, argument = spec.strip().partition("=")
+    if name not in source_names():
+        raise LemError(f"There is no energy source '{name}': {nearest(name, source_names())}")
+    return importlib.import_module(f"{__name__}.{name}").open_source(argument or None)
+
+
+def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource], dict[str, str]]:
+    """Open every source that can be opened; return them with the reason for each that cannot.
+
+    `specs` defaults to LEM_KIT_SOURCES (comma separated), or else to every source in this folder that opens without an
+    argument. "none" opens nothing. An unknown name is an error; a source that is merely unavailable is a reason.
+    """
+    if specs is None and os.environ.get("LEM_KIT_SOURCES"):
+        specs = os.environ["LEM_KIT_SOURCES"].split(",")
+    opened: list[EnergySource] = []
+    unavailable: dict[str, str] = {}
+    for spec in source_names() if specs is None else specs:
+        if spec.strip() == "none":
+            continue
+        try:
+            opened.append(open_source(spec))
+        except Unavailable as error:
+            unavailable[spec.partition("=")[0].strip()] = str(error)
+    return opened, unavailable
+
+
+def describe(source: EnergySource) -> dict[str, Any]:
+    """Facts about an open source for the record: its domains, and what the source itself adds."""
+    facts = getattr(source, "describe", dict)()
+    return {"domains": {name: domain._asdict() for name, domain in source.domains.items()}, **facts}

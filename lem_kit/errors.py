@@ -1,0 +1,35 @@
+"""The errors a user can meet. One base class, so that `except LemError` catches what lem_kit says and nothing else.
+
+A message says what happened, to which thing, and what to type next. Subclasses exist only where a caller handles them
+differently. Not covered: errors raised by the engine or by the user's own cell, which pass through as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LemError(Exception):
+    """Something lem_kit was asked for cannot be done; the message says what to do instead."""
+
+
+class Unavailable(LemError):
+    """An energy source or a backend cannot be opened here; the message is the reason and its remedy."""
+
+
+class IncompleteRun(LemError):
+    """A run folder holds no `run.json`: the run was cut off, and nothing in the folder is a result."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the closest known name, or the names there are.
+
+    >>> nearest("tranformers", ["fake", "transformers"])
+    "did you mean 'transformers'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"there are: {', '.join(names) or 'none'}."

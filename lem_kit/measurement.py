@@ -1,0 +1,203 @@
+"""The nouns: what was asked (Request), what came back (TokenEvent, Completion), what it cost (Energy), and the one record
+that is saved (Measurement).
+
+Everything here is frozen and raw. A number that can be computed from these fields is computed by `metrics`, on load, and
+is never stored in its place. All instants are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns`), which one host shares
+among its processes; only `started_at` is wall clock. What was not observed is None, never 0.
+
+Not covered here: how energy is found between two instants (`trace`), files (`store`), display (`jupyter.card`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .trace import Trace
+
+# History of the record's schema. A reader accepts its own version and those listed as readable below it.
+#   1  first version
+SCHEMA_VERSION = 1
+
+Method = Literal["counter", "integral", "model"]
+Status = Literal["ok", "failed", "interrupted"]
+
+# Why a figure is absent or doubtful. Codes are stable: they are stored in records. `docs/method.md` shows this table.
+REASONS: Mapping[str, str] = {
+    "no_source": "no energy source could be opened; `lem doctor` says why",
+    "source_starting": "the source was still starting when the window opened; measure again",
+    "source_failed": "the source stopped answering before the window was over",
+    "no_reading": "the source gave no reading on both sides of the window",
+    "not_advancing": "the counter was never seen to advance, so it may not be counting at all",
+    "counter_went_back": "the counter went backwards inside the window (reset, driver reload)",
+    "sampling_gap": "readings are missing inside the window for longer than ten sampling intervals",
+    "edge_extrapolated": "no counter update was seen after the window; its last part is extrapolated at the last power",
+    "shorter_than_refresh": "the window is shorter than the counter's refresh period, so its energy is mostly interpolated",
+    "modelled": "a model of the hardware, not a measurement; its error is not known on this machine",
+    "replayed": "played back from a recording; it says nothing about this machine",
+    "simulated": "computed from the power that the user chose; it says nothing about this machine",
+    "failed": "the measured code raised an exception",
+    "interrupted": "the measured code was interrupted",
+    "requests_failed": "some requests did not complete",
+    "few_requests": "fewer than 30 requests: percentiles and means of latency are weak",
+    "tokens_unknown": "the number of output tokens could not be evaluated",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how much to generate from it.
+
+    Exactly one of `prompt` (text, tokenised by the engine) and `prompt_token_ids` is given. `max_new_tokens` bounds the
+    output; with `fixed_length` the engine is told to ignore end-of-sequence so that exactly that many come out.
+    `options` go to the engine's sampling call untouched.
+    """
+
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    max_new_tokens: int = 64
+    fixed_length: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from .errors import LemError
+
+        if (self.prompt is None) == (self.prompt_token_ids is None):
+            raise LemError("A Request takes either prompt= (text) or prompt_token_ids= (a sequence of ids), one of the two.")
+        if not (self.prompt if self.prompt is not None else self.prompt_token_ids):
+            raise LemError("A Request needs a prompt of at least one token: this one is empty.")
+        if self.max_new_tokens < 1:
+            raise LemError(f"A Request must generate at least one token: max_new_tokens={self.max_new_tokens}.")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """`n_tokens` output tokens of request `index` became available at `t_ns`.
+
+    Stamps itself on creation, in whatever thread that happens, unless the engine has a clock of its own and passes
+    `t_ns` with `timing_source="engine"`. `index` counts within the sequence given to one `Backend.generate` call.
+    The first event of a request may carry `prompt_tokens` (and `cached_tokens`), its last one `finish_reason`.
+    `n_tokens` may be 0 for an event that only carries such facts.
+    """
+
+    index: int
+    n_tokens: int
+    t_ns: int = field(default_factory=time.monotonic_ns)
+    timing_source: Literal["engine", "client"] = "client"
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What happened to one request. `events` are its (t_ns, n_tokens) in order; n_tokens > 0 in each.
+
+    `sched_ns` is when the arrival plan wanted it sent, `dispatch_ns` when it was handed to the engine, `done_ns` when the
+    engine had nothing more for it. `error` is a sentence, and then the completion is a miss in every metric that counts.
+    """
+
+    sched_ns: int
+    dispatch_ns: int
+    done_ns: int
+    events: tuple[tuple[int, int], ...]
+    prompt_tokens: int | None
+    timing_source: Literal["engine", "client"] = "client"
+    cached_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    repeat: int = 0
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens observed, counted from the events."""
+        return sum(n for _, n in self.events)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of one window as one source saw one domain.
+
+    `joules` is None when it is unknown, and `reasons` then says why; it is never 0.0 for "unknown". `uncertainty_j` is the
+    half-width of a 95 % interval (see `trace.energy_between` for what it covers), None when `joules` is None.
+    `method`: "counter" (hardware counter), "integral" (of sampled power), "model" (computed from assumptions).
+    `scope` is what the figure includes ("gpu", "cpu", "dram", "module", ...): only figures of different scopes add up.
+    """
+
+    source: str
+    domain: str
+    method: Method
+    scope: str
+    joules: float | None
+    uncertainty_j: float | None
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.joules is None and not self.reasons:
+            raise ValueError(f"{self.key}: an unknown energy needs a reason")
+        if (self.joules is None) != (self.uncertainty_j is None):
+            raise ValueError(f"{self.key}: joules and uncertainty_j are known together or not at all")
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}:{self.domain}"
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One repetition inside a Measurement: its own window, energy and token count."""
+
+    t0_ns: int
+    t1_ns: int
+    energy: Mapping[str, Energy]
+    output_tokens: int | None = None
+
+    @property
+    def duration_s(self) -> float:
+        return (self.t1_ns - self.t0_ns) / 1e9
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement window and all that was seen in it. The only thing lem_kit saves.
+
+    `energy` is keyed "source:domain" and covers the whole window, gaps between `repeats` included; figures per repeat come
+    from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
+    reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
+    `warmup` keeps the warm-up's own completions and instants. `reasons` are codes of `REASONS` that touch the whole record.
+    """
+
+    run_id: str
+    kind: Literal["window", "idle", "run"]
+    label: str
+    status: Status
+    started_at: str
+    t0_ns: int
+    t1_ns: int
+    energy: Mapping[str, Energy]
+    repeats: tuple[Repeat, ...] = ()
+    completions: tuple[Completion, ...] = ()
+    warmup: Mapping[str, Any] | None = None
+    output_tokens: int | None = None
+    error: Mapping[str, str] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    backend: Mapping[str, Any] | None = None
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    parent: str | None = None
+    schema_version: int = SCHEMA_VERSION
+    trace: Trace = field(default_factory=Trace, repr=False)
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the window in seconds."""
+        return (self.t1_ns - self.t0_ns) / 1e9
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+        from .jupyter.card import mimebundle
+
+        return mimebundle(self)
