@@ -10,6 +10,7 @@ Not covered here: how energy is found between two instants (`trace`), files (`st
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from .trace import Trace
 SCHEMA_VERSION = 1
 
 Method = Literal["counter", "integral", "model"]
+Kind = Literal["window", "idle", "run"]
 Status = Literal["ok", "failed", "interrupted"]
 
 # Why a figure is absent or doubtful. Codes are stable: they are stored in records. `docs/method.md` shows this table.
@@ -166,11 +168,11 @@ class Measurement:
     `energy` is keyed "source:domain" and covers the whole window, gaps between `repeats` included; figures per repeat come
     from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
     reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
-    `warmup` keeps the warm-up's own completions and instants. `reasons` are codes of `REASONS` that touch the whole record.
+    `warmup` keeps the completions of the warm-up (their `repeat` is -1). `reasons` are codes of `REASONS` that touch the whole record.
     """
 
     run_id: str
-    kind: Literal["window", "idle", "run"]
+    kind: Kind
     label: str
     status: Status
     started_at: str
@@ -179,7 +181,7 @@ class Measurement:
     energy: Mapping[str, Energy]
     repeats: tuple[Repeat, ...] = ()
     completions: tuple[Completion, ...] = ()
-    warmup: Mapping[str, Any] | None = None
+    warmup: tuple[Completion, ...] = ()
     output_tokens: int | None = None
     error: Mapping[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -201,3 +203,14 @@ class Measurement:
         from .jupyter.card import mimebundle
 
         return mimebundle(self)
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as strict JSON has it: tuples become lists, and what JSON lacks (NaN, dtypes, paths) becomes its text."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)

@@ -58,7 +58,7 @@ class Series:
 class Trace:
     """Columns of readings: `counters` in joules keyed "source:domain", `gauges` keyed "source:domain.quantity_unit".
 
-    `failures` are (t_ns, source, sentence). Only the sampler appends; a record holds a slice.
+    `failures` are (t_ns, source or "source:domain", sentence). Only the sampler appends; a record holds a slice.
     """
 
     counters: dict[str, Series] = field(default_factory=dict)
@@ -141,13 +141,11 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     """
     series = trace.counters.get(key, Series())
     domain = trace.domains[key]
-    source = key.partition(":")[0]
-    failed = any(s == source and t0_ns <= t <= t1_ns for t, s, _ in trace.failures)
+    failed = any(name in (key, key.partition(":")[0]) and t >= t0_ns for t, name, _ in trace.failures)
     if not series.t_ns or series.t_ns[0] > t0_ns + trace.interval_s * 1e9:
         return _unknown("source_failed" if failed else "source_starting")
     if series.t_ns[-1] < t1_ns:
-        after = any(s == source and t >= series.t_ns[-1] for t, s, _ in trace.failures)
-        return _unknown("source_failed" if failed or after else "no_reading")
+        return _unknown("source_failed" if failed else "no_reading")
     first, last = max(bisect_right(series.t_ns, t0_ns) - 1, 0), bisect_left(series.t_ns, t1_ns)
     inside = series.value[first : last + 1]
     if any(not math.isfinite(v) for v in inside) or any(b < a for a, b in zip(inside, inside[1:])):

@@ -1,0 +1,328 @@
+"""Metrics: pure functions from a Completion or a Measurement to a number, each with formula, unit and source.
+
+Definitions version 1. Denominators and units stand in the names. A metric that was not observed is None. Percentiles are
+NumPy's linear interpolation; above the median one is withheld when fewer than ten samples lie beyond it.
+
+Not covered yet: goodput, steady-state windows, energy by phase and by request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .measurement import Completion, Energy, Measurement, Repeat
+
+DEFINITIONS_VERSION = 1
+
+# Methods from best to worst. A modelled figure enters a total only where asked for.
+PREFERENCE = ("counter", "integral", "model")
+
+
+# --- latency of one request -------------------------------------------------------------------------------------------
+
+
+def ttft_s(c: Completion) -> float | None:
+    """Time to first token, s: first event - dispatch. (vLLM bench, AIPerf: same.)"""
+    return (c.events[0][0] - c.dispatch_ns) / 1e9 if c.events else None
+
+
+def e2e_s(c: Completion) -> float | None:
+    """End-to-end latency, s: last event - dispatch."""
+    return (c.events[-1][0] - c.dispatch_ns) / 1e9 if c.events else None
+
+
+def tpot_s(c: Completion) -> float | None:
+    """Time per output token after the first event, s: (last event - first event) / (output tokens - tokens of the first event).
+
+    Equals vLLM bench's TPOT when the first event carries one token, and AIPerf's "ITL". None for a single event.
+    """
+    if len(c.events) < 2:
+        return None
+    return (c.events[-1][0] - c.events[0][0]) / 1e9 / (c.output_tokens - c.events[0][1])
+
+
+def icl_s(c: Completion) -> list[float]:
+    """Inter-chunk latencies, s: gaps between successive events. (vLLM bench calls these "itl".)"""
+    return [(b[0] - a[0]) / 1e9 for a, b in zip(c.events, c.events[1:])]
+
+
+def itl_s(c: Completion) -> list[float]:
+    """Inter-token latencies, s: each gap between events divided by the tokens of the later event, once per such token.
+
+    (sglang's native benchmark: same.) Sums to e2e - ttft.
+    """
+    return [(b[0] - a[0]) / 1e9 / b[1] for a, b in zip(c.events, c.events[1:]) for _ in range(b[1])]
+
+
+def ntpot_s(c: Completion) -> float | None:
+    """Normalised time per output token, s: end-to-end latency / output tokens, prefill included. (GuideLLM's "TPOT".)"""
+    latency = e2e_s(c)
+    return latency / c.output_tokens if latency is not None else None
+
+
+# --- distributions ----------------------------------------------------------------------------------------------------
+
+
+def values(m: Measurement, metric: Callable[[Completion], Any]) -> list[float]:
+    """The metric over all requests that completed; lists are pooled, None left out."""
+    found: list[float] = []
+    for c in m.completions:
+        value = metric(c) if c.error is None else None
+        if value is not None:
+            found.extend(value if isinstance(value, list) else [value])
+    return found
+
+
+def percentile(samples: Sequence[float], q: float) -> float | None:
+    """The q-th percentile (0-100), NumPy's linear method. Above the median, None with fewer than ten samples beyond it."""
+    if not samples or (q > 50 and len(samples) * (100 - q) / 100 < 10):
+        return None
+    ordered = sorted(samples)
+    position = (len(ordered) - 1) * q / 100
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def mean(samples: Sequence[float]) -> float | None:
+    return sum(samples) / len(samples) if samples else None
+
+
+# --- counts and rates -------------------------------------------------------------------------------------------------
+
+
+def output_tokens(m: Measurement) -> int | None:
+    """Output tokens of the measurement: counted from events, or else what `--tokens` said, over all repeats."""
+    if m.completions:
+        return sum(c.output_tokens for c in m.completions)
+    if m.repeats and m.output_tokens is None:
+        counts = [r.output_tokens for r in m.repeats]
+        return sum(n for n in counts if n is not None) if None not in counts else None
+    return m.output_tokens
+
+
+def input_tokens(m: Measurement) -> int | None:
+    """Prompt tokens as the engine counted them, over all repeats; None if one is unknown."""
+    counts = [c.prompt_tokens for c in m.completions]
+    return sum(n for n in counts if n is not None) if counts and None not in counts else None
+
+
+def total_tokens(m: Measurement) -> int | None:
+    """Input plus output tokens."""
+    n_in, n_out = input_tokens(m), output_tokens(m)
+    return n_in + n_out if n_in is not None and n_out is not None else None
+
+
+def completed_requests(m: Measurement) -> int | None:
+    """Requests that completed without error; None for a measurement without requests."""
+    return sum(c.error is None for c in m.completions) if m.completions else None
+
+
+def measured_s(m: Measurement) -> float:
+    """Seconds inside the repeats, or of the whole window where there are none."""
+    return sum(r.duration_s for r in m.repeats) if m.repeats else m.duration_s
+
+
+def output_tokens_per_s(m: Measurement) -> float | None:
+    """Output throughput, tokens/s: output tokens / measured seconds. (vLLM bench "output_throughput".)"""
+    tokens = output_tokens(m)
+    return tokens / measured_s(m) if tokens is not None and measured_s(m) > 0 else None
+
+
+def requests_per_s(m: Measurement) -> float | None:
+    """Request throughput, 1/s: completed requests / measured seconds."""
+    done = completed_requests(m)
+    return done / measured_s(m) if done is not None and measured_s(m) > 0 else None
+
+
+# --- energy -----------------------------------------------------------------------------------------------------------
+
+
+class Figure(NamedTuple):
+    """A number with the half-width of its 95 % interval and where it came from."""
+
+    value: float
+    half_width: float
+    keys: tuple[str, ...]  # "source:domain" of every part
+    method: str  # the worst method among the parts
+    scopes: tuple[str, ...]
+
+    def scaled(self, factor: float) -> Figure:
+        return self._replace(value=self.value * factor, half_width=self.half_width * factor)
+
+
+def chosen(energy: Mapping[str, Energy], allow_model: bool = False) -> list[Energy]:
+    """The energies that make up a total: per scope, all known domains of the one best source (counter, then integral).
+
+    Sources are never added to each other within a scope, since they see the same hardware. Modelled figures are left out
+    unless `allow_model`.
+    """
+    parts: list[Energy] = []
+    methods = PREFERENCE if allow_model else PREFERENCE[:-1]
+    known = [e for e in energy.values() if e.method in methods]
+    for scope in sorted({e.scope for e in known}):
+        here = [e for e in known if e.scope == scope]
+        sources = {e.source for e in here}
+        best = min(sources, key=lambda s: (min(methods.index(e.method) for e in here if e.source == s), s))
+        of_best = [e for e in here if e.source == best]
+        if all(e.joules is not None for e in of_best):  # half of the GPUs is not the total of the GPUs
+            parts.extend(of_best)
+    return parts
+
+
+def energy_j(m: Measurement, allow_model: bool | None = None) -> Figure | None:
+    """Gross energy, J, over the repeats (or the whole window), with interval; None if no chosen source knows it.
+
+    With repeats, the half-width is that of their sum: n * hypot(t * s / sqrt(n), sqrt(sum u_i^2) / n), s being the spread
+    between repeats and t Student's 97.5 % quantile, so that it covers both what differs from run to run and what the
+    meter adds. A model's relative error does not average out and is added at its full size. `allow_model` None: only
+    when nothing was measured.
+    """
+    if allow_model is None:
+        return energy_j(m, False) or energy_j(m, True)
+    windows: Sequence[Repeat | Measurement] = m.repeats or (m,)
+    per_window = [chosen(w.energy, allow_model) for w in windows]
+    keys = tuple(sorted(e.key for e in per_window[0]))
+    if not keys or any(tuple(sorted(e.key for e in parts)) != keys for parts in per_window):
+        return None
+    sums = [sum(e.joules or 0.0 for e in parts) for parts in per_window]  # `chosen` leaves no None
+    systematic = [_systematic_j(m, parts) for parts in per_window]
+    squares = [sum((e.uncertainty_j or 0.0) ** 2 for e in parts) - s**2 for parts, s in zip(per_window, systematic)]
+    n = len(sums)
+    spread = student_t(n - 1) * stdev(sums) * math.sqrt(n) if n > 1 else 0.0
+    half = math.sqrt(spread**2 + max(sum(squares), 0.0) + sum(systematic) ** 2)
+    worst = max((e.method for e in per_window[0]), key=PREFERENCE.index)
+    return Figure(sum(sums), half, keys, worst, tuple(sorted({e.scope for e in per_window[0]})))
+
+
+def _systematic_j(m: Measurement, parts: Iterable[Energy]) -> float:
+    domains = m.trace.domains
+    errors = [(e.joules or 0.0) * domains[e.key].relative_error for e in parts if e.key in domains]
+    return math.hypot(*errors) if errors else 0.0
+
+
+def energy_j_per_repeat(m: Measurement) -> Figure | None:
+    """Gross energy per repeat, J, with interval."""
+    total = energy_j(m)
+    return total.scaled(1 / max(len(m.repeats), 1)) if total else None
+
+
+def _per(m: Measurement, denominator: float | None) -> Figure | None:
+    total = energy_j(m)
+    return total.scaled(1 / denominator) if total and denominator else None
+
+
+def j_per_output_token(m: Measurement) -> Figure | None:
+    """Gross energy / output tokens, J per token. The token counts are exact, so the interval is the energy's."""
+    return _per(m, output_tokens(m))
+
+
+def j_per_input_token(m: Measurement) -> Figure | None:
+    """Gross energy / prompt tokens, J per token. All of the energy, decode included, over the prompt tokens."""
+    return _per(m, input_tokens(m))
+
+
+def j_per_total_token(m: Measurement) -> Figure | None:
+    """Gross energy / (prompt + output tokens), J per token."""
+    return _per(m, total_tokens(m))
+
+
+def j_per_request(m: Measurement) -> Figure | None:
+    """Gross energy / completed requests, J per request. Failed requests cost energy and count in the numerator alone."""
+    return _per(m, completed_requests(m))
+
+
+def mean_power_w(m: Measurement) -> Figure | None:
+    """Mean power, W: energy / duration of the same interval."""
+    return _per(m, measured_s(m))
+
+
+def peak_power_w(m: Measurement) -> float | None:
+    """Highest sampled power, W, summed over the domains of one instant's readings; None without a power gauge.
+
+    Only as fine as the sampling interval, and as the sensor's own averaging window.
+    """
+
+    peaks = [max(s.between(m.t0_ns, m.t1_ns).value, default=None) for k, s in m.trace.gauges.items() if k.endswith(".power_w")]
+    known = [p for p in peaks if p is not None]
+    return sum(known) if known else None
+
+
+def stdev(samples: Sequence[float]) -> float:
+    """Sample standard deviation (n - 1)."""
+    centre = sum(samples) / len(samples)
+    return math.sqrt(sum((x - centre) ** 2 for x in samples) / (len(samples) - 1))
+
+
+# Student's t, two-sided 95 %, for 1, 2, 3, ... degrees of freedom.
+_STUDENT_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def student_t(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t; beyond 30 degrees of freedom the value for 30, which is a little wide."""
+    return _STUDENT_T[min(degrees, len(_STUDENT_T)) - 1]
+
+
+# --- a row ------------------------------------------------------------------------------------------------------------
+
+
+def summary(m: Measurement) -> dict[str, Any]:
+    """One flat row of everything above: the row of `lem.frame`. Unknown is None."""
+    row: dict[str, Any] = {
+        "run_id": m.run_id,
+        "kind": m.kind,
+        "label": m.label,
+        "status": m.status,
+        "started_at": m.started_at,
+        "duration_s": m.duration_s,
+        "repeats": len(m.repeats),
+        "backend": (m.backend or {}).get("engine"),
+        "model": ((m.backend or {}).get("model") or {}).get("name"),
+        "requests": len(m.completions) or None,
+        "completed_requests": completed_requests(m),
+        "input_tokens": input_tokens(m),
+        "output_tokens": output_tokens(m),
+        "output_tokens_per_s": output_tokens_per_s(m),
+        "requests_per_s": requests_per_s(m),
+    }
+    for name, metric in {"ttft_s": ttft_s, "itl_s": itl_s, "tpot_s": tpot_s, "e2e_s": e2e_s}.items():
+        samples = values(m, metric)
+        row[f"{name}_mean"] = mean(samples)
+        for q in (50, 90, 99):
+            row[f"{name}_p{q}"] = percentile(samples, q)
+    figures: dict[str, Callable[[Measurement], Figure | None]] = {
+        "energy_j": energy_j,
+        "energy_j_per_repeat": energy_j_per_repeat,
+        "j_per_output_token": j_per_output_token,
+        "j_per_input_token": j_per_input_token,
+        "j_per_total_token": j_per_total_token,
+        "j_per_request": j_per_request,
+        "mean_power_w": mean_power_w,
+    }
+    for name, of in figures.items():
+        figure = of(m)
+        row[name] = figure.value if figure else None
+        row[f"{name}_half_width"] = figure.half_width if figure else None
+    total = energy_j(m)
+    row["energy_method"] = total.method if total else None
+    row["energy_keys"] = ", ".join(total.keys) if total else None
+    row["energy_scopes"] = ", ".join(total.scopes) if total else None
+    row["peak_power_w"] = peak_power_w(m)
+    row["reasons"] = ", ".join(reasons(m))
+    for name, value in m.config.items():
+        if not isinstance(value, dict | list):
+            row[f"config.{name}"] = value
+    return row
+
+
+def reasons(m: Measurement) -> list[str]:
+    """Every reason code that touches this record, its own first, then those of its energies."""
+    codes = list(m.reasons)
+    for e in m.energy.values():
+        codes.extend(e.reasons)
+    return list(dict.fromkeys(codes))

@@ -1,0 +1,340 @@
+"""Session: opens the energy sources, measures windows, keeps every Measurement.
+
+    with lem.Session("data/try") as session:
+        session.idle(10)
+        with session.window("tokenise") as window: ...
+        m = session.run(backend, lem.prompts.synthetic(32, 128, 64), lem.traffic.batches(4))
+
+The one idea: a window is two instants. Its energy is looked up in the sampler's trace afterwards, so windows may nest and
+overlap, and a nested window costs the one around it nothing: only the outermost waits for the counters' next update.
+
+Not covered yet: warm-up until steady (a fixed number of rounds here), baselines subtracted from windows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import re
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from . import environment, prompts, store, traffic
+from .backends import Backend
+from .energy import EnergySource, describe, open_sources
+from .errors import LemError
+from .measurement import Completion, Energy, Kind, Measurement, Repeat, Request, Status, jsonable
+from .sampler import Sampler
+from .trace import Trace, energy_between
+
+# A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
+BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
+FEW_REQUESTS = 30
+
+_innermost: ContextVar[Window | None] = ContextVar("lem_kit_window", default=None)
+
+
+@dataclasses.dataclass
+class Span:
+    """Two instants, and how many output tokens came out between them if someone knows."""
+
+    t0_ns: int
+    t1_ns: int | None = None
+    output_tokens: int | None = None
+
+
+class Window:
+    """What `Session.window` hands to its block. Set `output_tokens` if you know them; `repeat()` marks a repetition."""
+
+    def __init__(self, session: Session, label: str, kind: Kind, run_id: str, config: Mapping[str, Any]) -> None:
+        self.label = label
+        self.kind = kind
+        self.run_id = run_id
+        self.config = dict(config)
+        self.output_tokens: int | None = None
+        self.parent: Window | None = _innermost.get()
+        self.started_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        self.span = Span(0)
+        self.repeats: list[Span] = []
+        self.status: Status = "ok"
+        self.reasons: list[str] = []
+        self.facts: dict[str, Any] = {}  # further fields of the Measurement
+        self._session = session
+        self._measurement: Measurement | None = None
+
+    @contextlib.contextmanager
+    def repeat(self) -> Iterator[Span]:
+        """One repetition inside this window, with a figure of its own. A repetition that raises is not kept."""
+        span = Span(self._session.instant())
+        yield span
+        span.t1_ns = self._session.instant()
+        self.repeats.append(span)
+
+    @property
+    def measurement(self) -> Measurement:
+        """The record. LemError while the block is still running."""
+        if self.span.t1_ns is None:
+            raise LemError(f"The window '{self.label}' is still open: its measurement exists when its block has ended.")
+        if self._measurement is None:
+            self._measurement = self._session._finish(self, self.span.t1_ns)
+        return self._measurement
+
+
+class Session:
+    """Energy sources opened once, one sampler thread, and the measurements made with them.
+
+    `folder`: where each Measurement is saved, in a folder of its own; None keeps them in `measurements` only. `sources`:
+    names ("nvml", "replay=PATH") or open sources; None opens every one that can be opened, or those in LEM_KIT_SOURCES.
+    `unavailable` maps the rest to the reason. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        sources: Iterable[str | EnergySource] | None = None,
+        interval_s: float = 0.05,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        if not 0.001 <= interval_s <= 60:
+            raise LemError(f"interval_s must lie between 0.001 and 60 seconds: got {interval_s}.")
+        given = None if sources is None else list(sources)
+        names = None if given is None else [s for s in given if isinstance(s, str)]
+        opened, self.unavailable = open_sources(names)
+        opened += [s for s in given or [] if not isinstance(s, str)]
+        self.folder = None if folder is None else Path(folder)
+        self.measurements: list[Measurement] = []
+        self._environment = environment.describe()
+        self._clock = clock
+        self._closed = False
+        self._waiting: list[Window] = []  # closed, but not looked up yet
+        self._sampler = Sampler(opened, interval_s, clock)
+        self._sampler.start()
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources that are open."""
+        return [source.name for source in self._sampler.sources]
+
+    @property
+    def trace(self) -> Trace:
+        """Everything read since the session was opened. It grows: read it, do not keep it."""
+        return self._sampler.trace
+
+    def instant(self) -> int:
+        """Now, after the GPU has finished what torch has queued; the sampler reads once more as soon as it can."""
+        torch = sys.modules.get("torch")  # a measured cell must not pay for an import, so only if it is there already
+        cuda = getattr(torch, "cuda", None)
+        if cuda is not None and cuda.is_initialized():
+            cuda.synchronize()
+        return self._sampler.edge()
+
+    @contextlib.contextmanager
+    def window(
+        self,
+        label: str = "window",
+        *,
+        config: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+        kind: Kind = "window",
+    ) -> Iterator[Window]:
+        """Measure the block. Its exception is recorded and raised again; the record is saved in either case."""
+        if self._closed:
+            raise LemError("This session is closed: open another one with lem_kit.Session().")
+        if not isinstance(label, str) or not label:
+            raise LemError(f"A window's label is a text that is not empty: got {label!r}.")
+        window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable(config or {}))
+        token = _innermost.set(window)
+        window.span.t0_ns = self.instant()
+        try:
+            yield window
+        except BaseException as error:
+            interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
+            window.status = "interrupted" if interrupted else "failed"
+            window.reasons.append(window.status)
+            window.facts["error"] = {"type": type(error).__name__, "message": str(error)}
+            raise
+        finally:
+            window.span.t1_ns = self._end(window)
+            _innermost.reset(token)
+            self._waiting.append(window)
+            if window.parent is None:
+                self._finish_after(window)
+
+    def _end(self, window: Window) -> int:
+        try:
+            return self.instant()
+        except Exception:  # a GPU that died cannot be waited for; the window still ended
+            return self._clock()
+
+    def idle(self, seconds: float, label: str = "idle") -> Measurement:
+        """Do nothing for `seconds` and measure that: the baseline. The Measurement's kind is "idle"."""
+        if not 0 < seconds <= 86_400:
+            raise LemError(f"idle() takes a number of seconds above 0: got {seconds}.")
+        with self.window(label, kind="idle", config={"seconds": seconds}) as window:
+            threading.Event().wait(seconds)
+        return window.measurement
+
+    def run(
+        self,
+        backend: Backend,
+        requests: Sequence[Request],
+        arrivals: traffic.Arrivals | None = None,
+        *,
+        label: str = "run",
+        repeats: int = 1,
+        warmup: int = 1,
+        config: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> Measurement:
+        """Send `requests` to `backend` as `arrivals` plans (one at a time unless given), `repeats` times, and measure that.
+
+        Before, `warmup` rounds of the plan's first batch with other contents, outside the window and kept in the record.
+        LemError for input that cannot be run, for a warm-up that fails, and, after saving, when every request failed.
+        """
+        arrivals = arrivals or traffic.batches(1)
+        requests = list(requests)
+        traffic.check(backend, requests, arrivals)
+        for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise LemError(f"{name} must be a whole number of at least {least}: got {value!r}.")
+        run_id = self._new_run_id(label, run_id)
+        warm = self._warm_up(backend, requests[: getattr(arrivals, "size", None)], arrivals, warmup)
+        asked = {
+            **(config or {}),
+            **arrivals.describe(),
+            "requests": len(requests),
+            "repeats": repeats,
+            "warmup": warmup,
+            "prompts_sha256": prompts.digest(requests),
+        }
+        completions: list[Completion] = []
+        with self.window(label, config=asked, run_id=run_id, kind="run") as window:
+            window.facts.update(backend=jsonable(backend.describe()), warmup=warm)
+            for number in range(repeats):
+                with window.repeat() as span:
+                    done = traffic.run_blocking(traffic.send(backend, requests, arrivals, number))
+                span.output_tokens = sum(c.output_tokens for c in done)
+                completions += done
+                window.facts["completions"] = tuple(completions)
+            errors = [c.error for c in completions if c.error is not None]
+            if errors:
+                window.reasons.append("requests_failed")
+            if len(completions) < FEW_REQUESTS:
+                window.reasons.append("few_requests")
+            if len(errors) == len(completions):
+                where = f" The record is in {self.folder / run_id}." if self.folder else ""
+                raise LemError(f"Every request failed, the first with {errors[0]}.{where}")
+        return window.measurement
+
+    def _warm_up(
+        self, backend: Backend, requests: list[Request], arrivals: traffic.Arrivals, rounds: int
+    ) -> tuple[Completion, ...]:
+        done: list[Completion] = []
+        for number in range(rounds):
+            others = prompts.disguised(requests, seed=number)
+            done += traffic.run_blocking(traffic.send(backend, others, arrivals, repeat=-1))
+            if error := next((c.error for c in done if c.error is not None), None):
+                raise LemError(f"The warm-up failed, so nothing was measured: {error}.")
+        return tuple(done)
+
+    def _new_run_id(self, label: str, run_id: str | None) -> str:
+        if run_id is None:
+            stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%S")
+            return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', label).strip('-')[:40] or 'window'}-{uuid.uuid4().hex[:6]}"
+        store.check_run_id(run_id)
+        if self.folder and (self.folder / run_id / store.RECORD).exists():
+            raise LemError(f"{self.folder / run_id} already holds a measurement: choose another run_id, or remove it.")
+        return run_id
+
+    def _finish_after(self, outermost: Window) -> None:
+        try:
+            self._finish_waiting()
+        except LemError as error:
+            if outermost.status == "ok":
+                raise
+            warnings.warn(str(error), stacklevel=4)  # the block's own exception is the one to see
+
+    def _finish_waiting(self) -> None:
+        """Look up every window that has ended."""
+        for window in list(self._waiting):
+            _ = window.measurement
+
+    def _finish(self, window: Window, t1_ns: int) -> Measurement:
+        """Wait for the counters, look the window up in the trace, save."""
+        self._waiting.remove(window)
+        self._sampler.settle(t1_ns)
+        trace = self._sampler.slice(window.span.t0_ns - BEFORE_NS, t1_ns + AFTER_NS)
+        opened = {source.name: describe(source) for source in self._sampler.sources}
+        reasons = list(window.reasons)
+        if not opened:
+            reasons.append("no_source")
+        for source in self._sampler.sources:
+            trace.domains.update({f"{source.name}:{name}": domain for name, domain in source.domains.items()})
+            if not source.domains:
+                reasons.append("source_starting")
+        measurement = Measurement(
+            run_id=window.run_id,
+            kind=window.kind,
+            label=window.label,
+            status=window.status,
+            started_at=window.started_at,
+            t0_ns=window.span.t0_ns,
+            t1_ns=t1_ns,
+            energy=energy(trace, window.span.t0_ns, t1_ns),
+            repeats=tuple(
+                Repeat(r.t0_ns, r.t1_ns, energy(trace, r.t0_ns, r.t1_ns), r.output_tokens)
+                for r in window.repeats
+                if r.t1_ns is not None
+            ),
+            output_tokens=window.output_tokens,
+            config=jsonable(window.config),
+            sources=jsonable(opened),
+            unavailable=dict(self.unavailable),
+            environment={**self._environment, "versions": environment.loaded_versions()},
+            reasons=tuple(dict.fromkeys(reasons)),
+            parent=window.parent.run_id if window.parent else None,
+            trace=trace,
+            **window.facts,
+        )
+        self.measurements.append(measurement)
+        if self.folder is not None:
+            store.save(measurement, self.folder)
+        return measurement
+
+    def close(self) -> None:
+        """Stop the sampler and close the sources. May be called twice."""
+        self._closed = True
+        try:
+            self._finish_waiting()
+        finally:
+            self._sampler.stop()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        missing = "".join(f"\n  {name}: not open: {reason}" for name, reason in self.unavailable.items())
+        kept = f"saved in {self.folder}" if self.folder else "kept in memory"
+        return f"Session: {', '.join(self.sources) or 'no source'}; {len(self.measurements)} measurements, {kept}{missing}"
+
+
+def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:
+    """The energy of every domain of a trace between two instants; the stored trace of a record gives its stored energies."""
+    found = {}
+    for key, domain in sorted(trace.domains.items()):
+        source, _, name = key.partition(":")
+        found[key] = Energy(source, name, domain.method, domain.scope, *energy_between(trace, key, t0_ns, t1_ns))
+    return found
