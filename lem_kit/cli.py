@@ -1,0 +1,133 @@
+"""`lem`: the command line, a thin one. Every command is a function of the package that a notebook can call as well."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import LemError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status. A LemError is one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except LemError as error:
+        print(f"lem: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lem", description="Energy, latency and throughput of LLM inference.")
+    parser.add_argument("--version", action="version", version=f"lem_kit {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what can be measured and run here, and why the rest cannot")
+    doctor.set_defaults(command=_doctor)
+
+    study = commands.add_parser("study", help="run the notebooks of a study").add_subparsers(required=True, metavar="run")
+    run = study.add_parser("run", help="run what the study file asks for and the folder does not hold yet")
+    run.add_argument("file", type=Path, help="a study file, for example data/studies/demo.yaml")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="where the runs go (data/<name of the study file>)")
+    run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
+    run.set_defaults(command=_study_run)
+
+    report = commands.add_parser("report", help="write one offline HTML about a folder of runs")
+    report.add_argument("folder", type=Path)
+    report.set_defaults(command=_report)
+
+    export = commands.add_parser("export", help="turn an executed notebook into one offline HTML file")
+    export.add_argument("notebook", type=Path)
+    export.add_argument("--html", type=Path, metavar="FILE", help="the file to write (beside the notebook)")
+    export.set_defaults(command=_export)
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import environment
+    from .backends import backend_names
+    from .energy import open_source, source_names
+
+    facts = environment.describe()
+    cpus = f"{facts['cpu'] or facts['machine']}, {facts['cpus_allowed'] or facts['cpu_count']} CPUs"
+    print(f"lem_kit {facts['lem_kit']}, Python {facts['python']}, {facts['os']}\n{cpus}")
+    print("\nEnergy sources")
+    for name in source_names():
+        try:
+            source = open_source(name)
+        except LemError as error:
+            print(f"  {name:<14} no   {error}")
+            continue
+        try:
+            found = [
+                f"{key} ({d.scope}, {d.method}{', ' + d.label if d.label else ''})" for key, d in source.domains.items()
+            ]
+            print(f"  {name:<14} yes  {'; '.join(found) or 'opens; its domains are known when it has started'}")
+        finally:
+            source.close()
+    print("\nBackends")
+    for name in backend_names():
+        print(f"  {name:<14} {_backend_state(name)}")
+    return 0
+
+
+def _backend_state(name: str) -> str:
+    import importlib
+
+    try:
+        importlib.import_module(f"{__package__}.backends.{name}")
+    except ImportError as error:
+        return f"no   {error}: pip install 'lem_kit[{name}]'"
+    return "yes"
+
+
+def _study_run(options: argparse.Namespace) -> int:
+    from . import report, study
+
+    overrides = dict(_assignment(text) for text in options.parameters)
+    folder = options.out or Path("data") / options.file.stem
+    outcomes = study.run(study.read(options.file), folder, overrides, say=print)
+    measured = [outcome.measurement for outcome in outcomes if outcome.measurement is not None]
+    if measured:
+        print(f"\n{report.table(measured).to_string(index=False)}\n")
+    failed = sum(not outcome.ok for outcome in outcomes)
+    if failed:
+        print(
+            f"lem: {failed} of {len(outcomes)} runs failed; run the same command again to repeat only those.",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """ "name=value"; the value is read as YAML, so 4 is a number and [1, 2] a list."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise LemError(f"-p takes NAME=VALUE: got {text!r}.")
+    import yaml
+
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise LemError(f"-p {name}: {value!r} cannot be read as a value: {' '.join(str(error).split())}") from error
+
+
+def _report(options: argparse.Namespace) -> int:
+    from . import report
+
+    print(report.write(options.folder))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from . import export
+
+    target = options.html or options.notebook.with_suffix(".html")
+    export.html(options.notebook, target)
+    print(target)
+    return 0

@@ -1,0 +1,161 @@
+"""How a Measurement looks in a notebook and in a terminal.
+
+The one idea: JupyterLab strips style, script and inline SVG from a notebook it does not trust, which every executed copy is;
+tables, details and images by data URI stay. So the card is made of those. Every text that comes from a user is escaped. The
+record travels in the output's metadata, where nbval does not compare it. Not covered: figures (`report`).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from html import escape
+from typing import Any
+
+from .. import metrics
+from ..measurement import REASONS, Energy, Measurement, jsonable
+from ..trace import mean_power_w
+
+METHODS = {
+    "counter": "measured by a counter",
+    "integral": "integrated from measured power",
+    "model": "MODELLED, not measured",
+}
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 48
+
+
+def mimebundle(m: Measurement) -> tuple[dict[str, str], dict[str, Any]]:
+    """The card as text and HTML, with the record as metadata."""
+    return {"text/plain": text(m), "text/html": html(m)}, {"lem_kit": record(m)}
+
+
+def record(m: Measurement) -> dict[str, Any]:
+    """What a program may want from a card, small and strict JSON. The whole record is what `store.save` writes."""
+    kept = ("schema_version", "run_id", "kind", "label", "status", "started_at", "duration_s", "output_tokens", "config")
+    energies = {
+        key: {"joules": e.joules, "uncertainty_j": e.uncertainty_j, "method": e.method} for key, e in m.energy.items()
+    }
+    return {
+        **{name: jsonable(getattr(m, name)) for name in kept},
+        "energy": energies,
+        "reasons": metrics.reasons(m),
+        "unavailable": dict(m.unavailable),
+    }
+
+
+def quantity(value: float, half_width: float | None, unit: str) -> str:
+    """ "12.3 ± 0.4 J": as many digits as the interval leaves meaning."""
+    if half_width is None or not half_width > 0:
+        return f"{value:.4g} {unit}"
+    digits = max(0, 1 - math.floor(math.log10(half_width)))
+    if digits > 6:
+        return f"{value:.3e} ± {half_width:.1e} {unit}"
+    return f"{value:.{digits}f} ± {half_width:.{digits}f} {unit}"
+
+
+def _rows(m: Measurement) -> list[tuple[str, str]]:
+    """Name and text of every figure that is known."""
+    rows = []
+    total = metrics.energy_j(m)
+    if total is None:
+        rows.append(("energy", "not known"))
+    else:
+        covers = f"{METHODS[total.method]}: {', '.join(total.keys)}; covers {', '.join(total.scopes)}"
+        rows.append(("energy", f"{quantity(total.value, total.half_width, 'J')} ({covers})"))
+    if len(m.repeats) > 1 and (each := metrics.energy_j_per_repeat(m)):
+        rows.append(("per repeat", f"{quantity(each.value, each.half_width, 'J')} ({len(m.repeats)} repeats)"))
+    if per_token := metrics.j_per_output_token(m):
+        rows.append(("per output token", quantity(per_token.value, per_token.half_width, "J")))
+    if power := metrics.mean_power_w(m):
+        rows.append(("mean power", quantity(power.value, power.half_width, "W")))
+    rows.append(("time", f"{metrics.measured_s(m):.4g} s"))
+    if (tokens := metrics.output_tokens(m)) is not None:
+        rate = metrics.output_tokens_per_s(m)
+        rows.append(("output tokens", f"{tokens}" + (f" ({rate:.4g} tokens/s)" if rate else "")))
+    for name, metric in (("TTFT", metrics.ttft_s), ("TPOT", metrics.tpot_s)):
+        middle = metrics.percentile(metrics.values(m, metric), 50)
+        if middle is not None:
+            rows.append((f"{name} median", f"{middle * 1e3:.4g} ms"))
+    return rows
+
+
+def _energy_text(e: Energy) -> str:
+    return "not known" if e.joules is None else quantity(e.joules, e.uncertainty_j, "J")
+
+
+def _notes(m: Measurement) -> list[str]:
+    return [f"{code}: {REASONS.get(code, 'no description')}" for code in metrics.reasons(m)]
+
+
+def _powers(m: Measurement) -> list[float]:
+    """Power over the window in `_WIDTH` steps or fewer, from the energies that make up the total; empty if unknown."""
+    total = metrics.energy_j(m)
+    if total is None:
+        return []
+    step_ns = (m.t1_ns - m.t0_ns) / _WIDTH
+    sums = [0.0] * _WIDTH
+    for key in total.keys:
+        points = [(t, w) for t, w in mean_power_w(m.trace, key) if m.t0_ns <= t <= m.t1_ns]
+        if len(points) < 3:
+            return []
+        i = 0
+        for step in range(_WIDTH):
+            middle = m.t0_ns + (step + 0.5) * step_ns
+            while i + 1 < len(points) and abs(points[i + 1][0] - middle) <= abs(points[i][0] - middle):
+                i += 1
+            sums[step] += points[i][1]
+    return sums
+
+
+def text(m: Measurement) -> str:
+    """The card for a terminal."""
+    width = max(len(name) for name, _ in _rows(m))
+    lines = [f"{m.label} ({m.kind}, {m.status})"]
+    lines += [f"  {name:<{width}}  {value}" for name, value in _rows(m)]
+    if powers := _powers(m):
+        top = max(powers)
+        bars = "".join(_BARS[round(w / top * 7)] if top > 0 else _BARS[0] for w in powers)
+        lines.append(f"  {'power':<{width}}  {bars} (0 to {top:.4g} W)")
+    lines += [f"  note  {note}" for note in _notes(m)]
+    lines += (
+        [f"  not open  {name}: {reason}" for name, reason in m.unavailable.items()] if metrics.energy_j(m) is None else []
+    )
+    return "\n".join(lines)
+
+
+def html(m: Measurement) -> str:
+    """The card for a notebook, trusted or not."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _rows(m))
+    picture = _picture(_powers(m))
+    each = "".join(
+        f"<tr><td>{escape(key)}</td><td>{escape(_energy_text(e))}</td><td>{escape(METHODS[e.method])}</td>"
+        f"<td>{escape(e.scope)}</td><td>{escape(', '.join(e.reasons))}</td></tr>"
+        for key, e in m.energy.items()
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(m))
+    missing = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in m.unavailable.items())
+    return (
+        f"<table><caption><b>{escape(m.label)}</b> ({escape(m.kind)}, {escape(m.status)})</caption>{rows}{picture}</table>"
+        + (f"<ul>{notes}</ul>" if notes else "")
+        + "<details><summary>sources</summary>"
+        + "<table><tr><th>source</th><th>energy</th><th>method</th><th>covers</th><th>reasons</th></tr>"
+        + f"{each}</table>"
+        + (f"<p>Not open:</p><ul>{missing}</ul>" if missing else "")
+        + f"<p>run {escape(m.run_id)}</p></details>"
+    )
+
+
+def _picture(powers: list[float]) -> str:
+    """A table row with the power over time as an image, from 0 W to its maximum."""
+    if not powers or max(powers) <= 0:
+        return ""
+    top = max(powers)
+    points = " ".join(f"{i * 300 / (len(powers) - 1):.1f},{42 - 40 * max(w, 0.0) / top:.1f}" for i, w in enumerate(powers))
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="44" viewBox="0 0 300 44">'
+        f'<polyline points="0,42 {points} 300,42" fill="#cfe3f7" stroke="#1f77b4" stroke-width="1.5"/></svg>'
+    )
+    data = base64.b64encode(svg.encode()).decode()
+    image = f'<img alt="power over time" src="data:image/svg+xml;base64,{data}">'
+    return f"<tr><th>power</th><td>{image} 0 to {top:.4g} W</td></tr>"

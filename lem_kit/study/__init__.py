@@ -1,0 +1,10 @@
+"""Studies: one notebook, many parameters, one folder of runs.
+
+`grid` says what a study file asks for, `runner` executes it. Not covered yet: several machines, interleaved order, repeats
+that stop by themselves.
+"""
+
+from .grid import Planned, Study, read
+from .runner import Outcome, run
+
+__all__ = ["Outcome", "Planned", "Study", "read", "run"]
