@@ -118,9 +118,9 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from . import report
+    from . import export
 
-    print(report.write(options.folder))
+    print(export.report(options.folder))
     return 0
 
 

@@ -73,7 +73,9 @@ def _container(sys_root: Path) -> str | None:
         return "docker"
     if (sys_root / "run/.containerenv").exists():
         return "podman"
-    return os.environ.get("container") or ("kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else None)
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "kubernetes"
+    return os.environ.get("container")  # noqa: SIM112, the name that systemd-nspawn and podman give it
 
 
 def _git(*args: str) -> str | None:

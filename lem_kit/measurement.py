@@ -168,7 +168,8 @@ class Measurement:
     `energy` is keyed "source:domain" and covers the whole window, gaps between `repeats` included; figures per repeat come
     from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
     reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
-    `warmup` keeps the completions of the warm-up (their `repeat` is -1). `reasons` are codes of `REASONS` that touch the whole record.
+    `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `reasons` are codes of `REASONS` that touch the
+    whole record.
     """
 
     run_id: str

@@ -18,6 +18,12 @@ DEFINITIONS_VERSION = 1
 
 # Methods from best to worst. A modelled figure enters a total only where asked for.
 PREFERENCE = ("counter", "integral", "model")
+# How each is told to a person.
+METHODS = {
+    "counter": "measured by a counter",
+    "integral": "integrated from measured power",
+    "model": "MODELLED, not measured",
+}
 
 
 # --- latency of one request -------------------------------------------------------------------------------------------
@@ -34,7 +40,7 @@ def e2e_s(c: Completion) -> float | None:
 
 
 def tpot_s(c: Completion) -> float | None:
-    """Time per output token after the first event, s: (last event - first event) / (output tokens - tokens of the first event).
+    """Time per output token after the first event, s: (last event - first event) / (output tokens - those of the first event).
 
     Equals vLLM bench's TPOT when the first event carries one token, and AIPerf's "ITL". None for a single event.
     """
@@ -199,8 +205,7 @@ def energy_j(m: Measurement, allow_model: bool | None = None) -> Figure | None:
 
 def _systematic_j(m: Measurement, parts: Iterable[Energy]) -> float:
     domains = m.trace.domains
-    errors = [(e.joules or 0.0) * domains[e.key].relative_error for e in parts if e.key in domains]
-    return math.hypot(*errors) if errors else 0.0
+    return sum((e.joules or 0.0) * domains[e.key].relative_error for e in parts if e.key in domains)
 
 
 def energy_j_per_repeat(m: Measurement) -> Figure | None:
@@ -245,7 +250,9 @@ def peak_power_w(m: Measurement) -> float | None:
     Only as fine as the sampling interval, and as the sensor's own averaging window.
     """
 
-    peaks = [max(s.between(m.t0_ns, m.t1_ns).value, default=None) for k, s in m.trace.gauges.items() if k.endswith(".power_w")]
+    peaks = [
+        max(s.between(m.t0_ns, m.t1_ns).value, default=None) for k, s in m.trace.gauges.items() if k.endswith(".power_w")
+    ]
     known = [p for p in peaks if p is not None]
     return sum(known) if known else None
 
@@ -266,6 +273,16 @@ _STUDENT_T = (
 def student_t(degrees: int) -> float:
     """Two-sided 95 % quantile of Student's t; beyond 30 degrees of freedom the value for 30, which is a little wide."""
     return _STUDENT_T[min(degrees, len(_STUDENT_T)) - 1]
+
+
+def quantity(value: float, half_width: float | None, unit: str) -> str:
+    """ "12.3 ± 0.4 J": as many digits as the interval leaves meaning."""
+    if half_width is None or not half_width > 0:
+        return f"{value:.4g} {unit}"
+    digits = max(0, 1 - math.floor(math.log10(half_width)))
+    if digits > 6:
+        return f"{value:.3e} ± {half_width:.1e} {unit}"
+    return f"{value:.{digits}f} ± {half_width:.{digits}f} {unit}"
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------

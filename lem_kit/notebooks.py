@@ -71,6 +71,7 @@ def execute(path: Path, output: Path, values: Mapping[str, Any], kernel: str | N
                 progress_bar=False,
                 autosave_cell_every=0,  # a save in the middle of a measured cell would be measured with it
                 store_widget_state=False,
+                extra_arguments=["--IPKernelApp.log_level=40"],  # its warning about TCP on loopback tells users nothing
             )
     except papermill.PapermillExecutionError as error:
         raise LemError(f"Notebook '{path.stem}' failed: {error.ename}: {error.evalue} (see {output})") from error
@@ -89,12 +90,11 @@ def _papermill() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Papermill's and the kernel's chatter is not the user's; the renderer is the one whose output survives in a notebook."""
+    """Papermill's chatter is not the user's; the renderer is the one whose output survives in a notebook."""
     logger, before = logging.getLogger("papermill"), os.environ.get("PLOTLY_RENDERER")
     level = logger.level
     logger.setLevel(logging.ERROR)
     os.environ["PLOTLY_RENDERER"] = before or "plotly_mimetype"
-    os.environ.setdefault("IPYKERNEL_CURVE_WARNING", "0")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

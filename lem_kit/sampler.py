@@ -78,7 +78,7 @@ class Sampler:
     def _read(self, source: EnergySource) -> None:
         try:
             readings = source.read()
-            gauges = getattr(source, "gauges", dict)()
+            gauges: dict[str, float] = getattr(source, "gauges", dict)()
         except Exception as error:  # whatever a driver throws belongs into the trace, not into the user's cell
             self._failed(source.name, str(error) or type(error).__name__)
             return

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, NamedTuple
+import itertools
 
 
 class Domain(NamedTuple):
@@ -98,9 +99,7 @@ def knots(series: Series, refresh_s: float | None) -> list[Knot]:
         refresh_ns = refresh_s * 1e9
         ages = [refresh_ns] + [min(refresh_ns, t[i] - t[i - 1]) for i in range(1, len(t))]
         return [Knot(t[i] - age / 2, age / 2, v[i]) for i, age in enumerate(ages)]
-    found = [
-        Knot((t[i] + t[i - 1]) / 2, (t[i] - t[i - 1]) / 2, v[i]) for i in range(1, len(t)) if v[i] != v[i - 1]
-    ]
+    found = [Knot((t[i] + t[i - 1]) / 2, (t[i] - t[i - 1]) / 2, v[i]) for i in range(1, len(t)) if v[i] != v[i - 1]]
     if len(found) >= 3:
         before = found[0].t_ns - _period_ns(found)
         if before < t[0]:
@@ -109,7 +108,7 @@ def knots(series: Series, refresh_s: float | None) -> list[Knot]:
 
 
 def _period_ns(found: list[Knot]) -> float:
-    return median(b.t_ns - a.t_ns for a, b in zip(found, found[1:]))
+    return median(b.t_ns - a.t_ns for a, b in itertools.pairwise(found))
 
 
 def refresh_period_s(series: Series) -> float | None:
@@ -148,7 +147,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         return _unknown("source_failed" if failed else "no_reading")
     first, last = max(bisect_right(series.t_ns, t0_ns) - 1, 0), bisect_left(series.t_ns, t1_ns)
     inside = series.value[first : last + 1]
-    if any(not math.isfinite(v) for v in inside) or any(b < a for a, b in zip(inside, inside[1:])):
+    if any(not math.isfinite(v) for v in inside) or any(b < a for a, b in itertools.pairwise(inside)):
         return _unknown("counter_went_back")
 
     found = knots(series, domain.refresh_s)
@@ -168,7 +167,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         reasons.append("shorter_than_refresh")
     gap_ns = max(10 * trace.interval_s * 1e9, 2 * period_ns)
     stamps = [t0_ns, *series.t_ns[first + 1 : last], t1_ns]
-    if any(b - a > gap_ns for a, b in zip(stamps, stamps[1:])):
+    if any(b - a > gap_ns for a, b in itertools.pairwise(stamps)):
         reasons.append("sampling_gap")
     uncertainty = math.hypot(edges[0].u_j, edges[1].u_j, domain.relative_error * joules) + domain.resolution_j
     return Between(joules, uncertainty, tuple(reasons))
@@ -215,7 +214,7 @@ def _power(a: Knot, b: Knot) -> float:
 def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:
     """Power as the counter shows it: (t_ns, watts) at the middle of each pair of successive knots."""
     found = knots(trace.counters[key], trace.domains[key].refresh_s)
-    return [(int((a.t_ns + b.t_ns) / 2), _power(a, b) * 1e9) for a, b in zip(found, found[1:]) if b.t_ns > a.t_ns]
+    return [(int((a.t_ns + b.t_ns) / 2), _power(a, b) * 1e9) for a, b in itertools.pairwise(found) if b.t_ns > a.t_ns]
 
 
 def gauge_summary(trace: Trace, t0_ns: int, t1_ns: int) -> Mapping[str, dict[str, Any]]:

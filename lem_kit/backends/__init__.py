@@ -29,7 +29,8 @@ class Backend(Protocol):
     engine emits them; for an engine without a scheduler they form one static batch. `concurrent` says whether several
     `generate` calls may run at once; where False, open-loop arrivals are refused. Closing the iterator early stops the
     work. `describe` returns strict-JSON facts: at least "engine", "version", "model" (with "parameters", "dtype",
-    "vocabulary" where known), "requested" and "effective" engine configuration. `close` frees the model and may be called twice.
+    "vocabulary" where known), "requested" and "effective" engine configuration. `close` frees the model and may be
+    called twice.
     """
 
     name: str
@@ -57,8 +58,9 @@ def load_backend(name: str, model: str, **engine_args: Any) -> Backend:
         raise LemError(f"There is no backend '{name}': {nearest(name, backend_names())}")
     try:
         module = importlib.import_module(f"{__name__}.{name}")
-        return module.load(model, **engine_args)
+        backend: Backend = module.load(model, **engine_args)
     except ModuleNotFoundError as error:
         if error.name not in (name, "torch"):
             raise
         raise Unavailable(f"Backend '{name}' needs the package {error.name}: pip install 'lem_kit[{name}]'") from error
+    return backend

@@ -38,11 +38,14 @@ class EnergySource(Protocol):
     domain before that domain is first returned. `read` is quick (well under a millisecond where the hardware allows),
     returns `{}` while the source is still starting, and raises when the device stops answering. `close` may be called
     twice. Optional: `interval_s` (do not read more often than this), `gauges() -> dict[str, float]` with names
-    "domain.quantity_unit" ("gpu0.power_w", "gpu0.temperature_c"), and `describe() -> dict` of facts worth keeping.
+    "domain.quantity_unit" ("gpu0.power_w", "gpu0.temperature_c"), `failures: dict[str, str]` with a sentence for each domain
+    that gave nothing at the last read, and `describe() -> dict` of facts worth keeping.
     """
 
     name: str
-    domains: Mapping[str, Domain]
+
+    @property
+    def domains(self) -> Mapping[str, Domain]: ...
 
     def read(self) -> dict[str, Reading]: ...
 
@@ -62,7 +65,8 @@ def open_source(spec: str) -> EnergySource:
     name, _, argument = spec.strip().partition("=")
     if name not in source_names():
         raise LemError(f"There is no energy source '{name}': {nearest(name, source_names())}")
-    return importlib.import_module(f"{__name__}.{name}").open_source(argument or None)
+    source: EnergySource = importlib.import_module(f"{__name__}.{name}").open_source(argument or None)
+    return source
 
 
 def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource], dict[str, str]]:
@@ -87,5 +91,5 @@ def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource]
 
 def describe(source: EnergySource) -> dict[str, Any]:
     """Facts about an open source for the record: its domains, and what the source itself adds."""
-    facts = getattr(source, "describe", dict)()
+    facts: dict[str, Any] = getattr(source, "describe", dict)()
     return {"domains": {name: domain._asdict() for name, domain in source.domains.items()}, **facts}

@@ -106,7 +106,7 @@ class NvmlSource:
         for key, board in self._boards.items():
             try:
                 millijoules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle)
-            except self._nvml.NVMLError as error:  # noqa: PERF203
+            except self._nvml.NVMLError as error:
                 self.failures[key] = f"NVML: {board} gave no energy reading: {error}"
             else:
                 readings[key] = Reading(self._clock(), millijoules / 1000)
@@ -145,7 +145,7 @@ def _boards(nvml: Any) -> tuple[list[_Board], dict[str, str]]:
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
             boards.append(_Board(number, handle, nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)))
-        except nvml.NVMLError as error:  # noqa: PERF203
+        except nvml.NVMLError as error:
             silent[f"gpu{number}"] = f"GPU {number} does not answer: {error}"
     return boards, silent
 

@@ -159,7 +159,7 @@ class RaplSource:
         for zone in self._zones:
             try:
                 readings[zone.domain] = zone.read(self._clock)
-            except (OSError, ValueError) as error:  # noqa: PERF203
+            except (OSError, ValueError) as error:
                 self.failures[zone.domain] = f"RAPL: {zone.domain} ({zone.path / 'energy_uj'}) gave no reading: {error}"
         if not readings:
             raise LemError("; ".join(self.failures.values()) or "RAPL: this source is closed")

@@ -8,7 +8,6 @@ record travels in the output's metadata, where nbval does not compare it. Not co
 from __future__ import annotations
 
 import base64
-import math
 from html import escape
 from typing import Any
 
@@ -16,11 +15,6 @@ from .. import metrics
 from ..measurement import REASONS, Energy, Measurement, jsonable
 from ..trace import mean_power_w
 
-METHODS = {
-    "counter": "measured by a counter",
-    "integral": "integrated from measured power",
-    "model": "MODELLED, not measured",
-}
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 48
 
@@ -44,16 +38,6 @@ def record(m: Measurement) -> dict[str, Any]:
     }
 
 
-def quantity(value: float, half_width: float | None, unit: str) -> str:
-    """ "12.3 ± 0.4 J": as many digits as the interval leaves meaning."""
-    if half_width is None or not half_width > 0:
-        return f"{value:.4g} {unit}"
-    digits = max(0, 1 - math.floor(math.log10(half_width)))
-    if digits > 6:
-        return f"{value:.3e} ± {half_width:.1e} {unit}"
-    return f"{value:.{digits}f} ± {half_width:.{digits}f} {unit}"
-
-
 def _rows(m: Measurement) -> list[tuple[str, str]]:
     """Name and text of every figure that is known."""
     rows = []
@@ -61,14 +45,14 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
     if total is None:
         rows.append(("energy", "not known"))
     else:
-        covers = f"{METHODS[total.method]}: {', '.join(total.keys)}; covers {', '.join(total.scopes)}"
-        rows.append(("energy", f"{quantity(total.value, total.half_width, 'J')} ({covers})"))
+        covers = f"{metrics.METHODS[total.method]}: {', '.join(total.keys)}; covers {', '.join(total.scopes)}"
+        rows.append(("energy", f"{metrics.quantity(total.value, total.half_width, 'J')} ({covers})"))
     if len(m.repeats) > 1 and (each := metrics.energy_j_per_repeat(m)):
-        rows.append(("per repeat", f"{quantity(each.value, each.half_width, 'J')} ({len(m.repeats)} repeats)"))
+        rows.append(("per repeat", f"{metrics.quantity(each.value, each.half_width, 'J')} ({len(m.repeats)} repeats)"))
     if per_token := metrics.j_per_output_token(m):
-        rows.append(("per output token", quantity(per_token.value, per_token.half_width, "J")))
+        rows.append(("per output token", metrics.quantity(per_token.value, per_token.half_width, "J")))
     if power := metrics.mean_power_w(m):
-        rows.append(("mean power", quantity(power.value, power.half_width, "W")))
+        rows.append(("mean power", metrics.quantity(power.value, power.half_width, "W")))
     rows.append(("time", f"{metrics.measured_s(m):.4g} s"))
     if (tokens := metrics.output_tokens(m)) is not None:
         rate = metrics.output_tokens_per_s(m)
@@ -81,7 +65,7 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
 
 
 def _energy_text(e: Energy) -> str:
-    return "not known" if e.joules is None else quantity(e.joules, e.uncertainty_j, "J")
+    return "not known" if e.joules is None else metrics.quantity(e.joules, e.uncertainty_j, "J")
 
 
 def _notes(m: Measurement) -> list[str]:
@@ -129,7 +113,7 @@ def html(m: Measurement) -> str:
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _rows(m))
     picture = _picture(_powers(m))
     each = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(_energy_text(e))}</td><td>{escape(METHODS[e.method])}</td>"
+        f"<tr><td>{escape(key)}</td><td>{escape(_energy_text(e))}</td><td>{escape(metrics.METHODS[e.method])}</td>"
         f"<td>{escape(e.scope)}</td><td>{escape(', '.join(e.reasons))}</td></tr>"
         for key, e in m.energy.items()
     )
