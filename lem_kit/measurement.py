@@ -33,6 +33,8 @@ REASONS: Mapping[str, str] = {
     "source_failed": "the source stopped answering before the window was over",
     "no_reading": "the source gave no reading on both sides of the window",
     "not_advancing": "the counter was never seen to advance, so it may not be counting at all",
+    "too_short": "the window is too short for this source to see any energy in it",
+    "unresolved": "the interval is wider than the figure: the window is too short for this source; make it longer",
     "counter_went_back": "the counter went backwards inside the window (reset, driver reload)",
     "sampling_gap": "readings are missing inside the window for longer than ten sampling intervals",
     "edge_extrapolated": "no counter update was seen after the window; its last part is extrapolated at the last power",

@@ -9,7 +9,7 @@ Not covered yet: goodput, steady-state windows, energy by phase and by request.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .measurement import Completion, Energy, Measurement, Repeat
@@ -40,7 +40,7 @@ def e2e_s(c: Completion) -> float | None:
 
 
 def tpot_s(c: Completion) -> float | None:
-    """Time per output token after the first event, s: (last event - first event) / (output tokens - those of the first event).
+    """Time per output token after the first event, s: (last - first event) / (output tokens - those of the first event).
 
     Equals vLLM bench's TPOT when the first event carries one token, and AIPerf's "ITL". None for a single event.
     """
@@ -194,18 +194,19 @@ def energy_j(m: Measurement, allow_model: bool | None = None) -> Figure | None:
     if not keys or any(tuple(sorted(e.key for e in parts)) != keys for parts in per_window):
         return None
     sums = [sum(e.joules or 0.0 for e in parts) for parts in per_window]  # `chosen` leaves no None
-    systematic = [_systematic_j(m, parts) for parts in per_window]
-    squares = [sum((e.uncertainty_j or 0.0) ** 2 for e in parts) - s**2 for parts, s in zip(per_window, systematic)]
+    flat = [e for parts in per_window for e in parts]
+    systematic = [_systematic_j(m, e) for e in flat]
+    noise = [max((e.uncertainty_j or 0.0) ** 2 - s**2, 0.0) for e, s in zip(flat, systematic)]
     n = len(sums)
     spread = student_t(n - 1) * stdev(sums) * math.sqrt(n) if n > 1 else 0.0
-    half = math.sqrt(spread**2 + max(sum(squares), 0.0) + sum(systematic) ** 2)
+    half = math.sqrt(spread**2 + sum(noise) + sum(systematic) ** 2)
     worst = max((e.method for e in per_window[0]), key=PREFERENCE.index)
     return Figure(sum(sums), half, keys, worst, tuple(sorted({e.scope for e in per_window[0]})))
 
 
-def _systematic_j(m: Measurement, parts: Iterable[Energy]) -> float:
-    domains = m.trace.domains
-    return sum((e.joules or 0.0) * domains[e.key].relative_error for e in parts if e.key in domains)
+def _systematic_j(m: Measurement, e: Energy) -> float:
+    """A model's error: the same in every repeat, and perhaps in every domain, so these add up as they are."""
+    return (e.joules or 0.0) * m.trace.domains[e.key].relative_error if e.key in m.trace.domains else 0.0
 
 
 def energy_j_per_repeat(m: Measurement) -> Figure | None:

@@ -11,6 +11,7 @@ boards: Yang et al., "Accurate and Convenient Energy Measurements for GPUs", SC2
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from bisect import bisect_left, bisect_right
@@ -18,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, NamedTuple
-import itertools
 
 
 class Domain(NamedTuple):
@@ -132,7 +132,8 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         u(t)  = sqrt(shape^2 + timing^2)         for each edge of the window
         shape = spread * f * (1 - f) * T         T: time between the two knots, f: how far t lies between them
         timing = P * half-width of the knots     P: mean power between them
-        u     = sqrt(u(t0)^2 + u(t1)^2 + (relative_error * E)^2) + resolution
+        n     = sqrt(u(t0)^2 + u(t1)^2) + resolution
+        u     = sqrt(n^2 + (relative_error * E)^2)
 
     `spread` is the range of the mean powers between the nearest knots plus a tenth of P: a load that switches between two
     powers a and b inside one refresh period makes interpolation wrong by at most |a - b| f (1 - f) T. A load that varies
@@ -159,7 +160,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         return _unknown("not_advancing")
     joules = edges[1].joules - edges[0].joules
     if joules <= 0.0:  # hardware that runs uses energy: no change means that the counter did not tell
-        return _unknown("not_advancing")
+        return _unknown("too_short")
     reasons = list(domain.reasons)
     if edges[0].extrapolated or edges[1].extrapolated:
         reasons.append("edge_extrapolated")
@@ -169,7 +170,10 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     stamps = [t0_ns, *series.t_ns[first + 1 : last], t1_ns]
     if any(b - a > gap_ns for a, b in itertools.pairwise(stamps)):
         reasons.append("sampling_gap")
-    uncertainty = math.hypot(edges[0].u_j, edges[1].u_j, domain.relative_error * joules) + domain.resolution_j
+    noise = math.hypot(edges[0].u_j, edges[1].u_j) + domain.resolution_j
+    if noise > joules:
+        reasons.append("unresolved")
+    uncertainty = math.hypot(noise, domain.relative_error * joules)
     return Between(joules, uncertainty, tuple(reasons))
 
 
