@@ -40,7 +40,7 @@ def loaded_versions() -> dict[str, str]:
     """Version of every loaded top-level module that states one."""
     versions = {}
     for name, module in sorted(sys.modules.items()):
-        version = getattr(module, "__version__", None)
+        version = getattr(module, "__dict__", {}).get("__version__")  # a module's own __getattr__ may import or warn
         if "." not in name and not name.startswith("_") and isinstance(version, str):
             versions[name] = version
     return versions

@@ -7,6 +7,7 @@ yet: other formats (BoAmps, vLLM bench JSON, CSV).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _ADDRESSES = (
     "widget_renderer_url",
     "html_manager_semver_range",
 )
+# The template's drawing of mermaid diagrams would be loaded from elsewhere, and it has no switch.
+_MERMAID = re.compile(r'<script type="module">(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>', re.DOTALL)
 
 
 def report(folder: str | Path) -> Path:
@@ -58,6 +61,7 @@ def html(notebook: str | Path, target: str | Path, title: str | None = None, cod
     draw_figures(document)
     document.metadata["title"] = title or Path(notebook).stem
     body, _ = exporter.from_notebook_node(document)
+    body = _MERMAID.sub("", body)
     target = Path(target)
     target.write_text(body, encoding="utf-8")
     return target
@@ -73,7 +77,7 @@ def draw_figures(document: Any) -> None:
                 continue
             library = "" if number else _library()
             place = f"lem-figure-{number}"
-            config = {"responsive": True, "displaylogo": False}
+            config = {"responsive": True, "displayModeBar": False}
             call = ", ".join(_script_json(part) for part in (figure.get("data", []), figure.get("layout", {}), config))
             height = figure.get("layout", {}).get("height", 450)
             output["data"]["text/html"] = (

@@ -279,11 +279,11 @@ def student_t(degrees: int) -> float:
 def quantity(value: float, half_width: float | None, unit: str) -> str:
     """ "12.3 ± 0.4 J": as many digits as the interval leaves meaning."""
     if half_width is None or not half_width > 0:
-        return f"{value:.4g} {unit}"
+        return f"{value:.4g} {unit}".strip()
     digits = max(0, 1 - math.floor(math.log10(half_width)))
-    if digits > 6:
-        return f"{value:.3e} ± {half_width:.1e} {unit}"
-    return f"{value:.{digits}f} ± {half_width:.{digits}f} {unit}"
+    if digits > 7:
+        return f"{value:.3e} ± {half_width:.1e} {unit}".strip()
+    return f"{value:.{digits}f} ± {half_width:.{digits}f} {unit}".strip()
 
 
 # --- a row ------------------------------------------------------------------------------------------------------------

@@ -89,10 +89,12 @@ def energy_table(runs: Sequence[Measurement]) -> pd.DataFrame:
                     "reasons": ", ".join(e.reasons) or ABSENT,
                 }
             )
-        rows += [
-            {"run": name, "source": source, "energy, J": ABSENT, "method": ABSENT, "covers": ABSENT, "reasons": reason}
-            for source, reason in m.unavailable.items()
-        ]
+    for source, reason in {pair: None for m in runs for pair in m.unavailable.items()}:
+        missing = [name for name, m in zip(names(runs), runs) if m.unavailable.get(source) == reason]
+        who = "every run" if len(missing) == len(runs) else ", ".join(missing)
+        rows.append(
+            {"run": who, "source": source} | dict.fromkeys(("energy, J", "method", "covers"), ABSENT) | {"reasons": reason}
+        )
     return pd.DataFrame(rows)
 
 
@@ -152,7 +154,8 @@ def latency_figure(runs: Sequence[Measurement]) -> Any:
             if samples:
                 figure.add_box(
                     y=samples, name=name, boxpoints="all", pointpos=0, jitter=0.5, showlegend=False, row=1, col=column,
-                    marker={"color": "#0072B2", "size": 4, "opacity": 0.5}, line={"color": "#444"},
+                    marker={"color": "#0072B2", "size": 5, "opacity": 0.6},
+                    line={"color": "#444"}, fillcolor="rgba(0,0,0,0.05)",
                 )  # fmt: skip
     figure.update_yaxes(title="ms", rangemode="tozero")
     return _styled(figure, 420)

@@ -88,7 +88,9 @@ class Sampler:
                 if key not in self.trace.counters:
                     self.trace.counters[key] = Series()
                     self.trace.domains[key] = source.domains[domain]
-                self.trace.counters[key].append(*reading)
+                series = self.trace.counters[key]
+                if not series.t_ns or reading.t_ns > series.t_ns[-1]:  # an instant is read once; later it is no news
+                    series.append(*reading)
             now = self._clock()
             for name, value in gauges.items():
                 self.trace.gauges.setdefault(f"{source.name}:{name}", Series()).append(now, value)

@@ -104,7 +104,8 @@ class MeasureMagics(Magics):
         the numbers they have in the cell.
         """
         shell = self.shell
-        source = shell.transform_cell(cell)
+        blank = len(cell) - len(cell.lstrip("\n"))  # IPython drops blank lines at the start; they count for line numbers
+        source = "\n" * blank + shell.transform_cell(cell)
         history = shell.history_manager.input_hist_raw
         number = len(history) - 1 if history[-1].rstrip().endswith(cell.rstrip()) else shell.execution_count
         name = shell.compile.cache(f"%%measure_energy {line}\n{source}", number, raw_code=cell)

@@ -1,0 +1,49 @@
+"""What every test shares: a clock to turn by hand, and the check that nothing is left running."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lem_kit.sampler import Sampler
+
+ROOT = Path(__file__).parent.parent
+
+
+class FakeClock:
+    """Nanoseconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test may leave a sampler's thread alive or a sampler's sources open."""
+    samplers: list[weakref.ref[Sampler]] = []
+    begin = Sampler.__init__
+
+    def noted(self: Sampler, *args: object, **kwargs: object) -> None:
+        begin(self, *args, **kwargs)  # type: ignore[arg-type]
+        samplers.append(weakref.ref(self))
+
+    monkeypatch.setattr(Sampler, "__init__", noted)
+    yield
+    threads = [thread.name for thread in threading.enumerate() if thread.name == "lem-sampler"]
+    left = [s.name for found in samplers if (sampler := found()) is not None for s in sampler.sources]
+    assert not threads and not left, f"left running: {threads}, left open: {left}"

@@ -1,0 +1,73 @@
+"""Every notebook runs and shows what it was committed with; and what a committed notebook must not hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def nbval(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """pytest with nbval in a process of its own; the meter is a recording, so that every machine has one."""
+    environment = {
+        **os.environ,
+        "LEM_KIT_SOURCES": f"replay={ROOT / 'data/example/power.csv'}",
+        "PLOTLY_RENDERER": "plotly_mimetype",
+    }
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--nbval-current-env", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_notebooks_show_what_they_were_committed_with() -> None:
+    done = nbval("--nbval", "--nbval-sanitize-with", ROOT / "tests/nbval_sanitize.cfg", *NOTEBOOKS)
+    cells = sum(cell.cell_type == "code" for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert f"{cells} passed" in done.stdout, done.stdout
+
+
+def test_a_wrong_option_of_the_magic_fails_a_lax_check(tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell(source) for source in ("%load_ext lem_kit", "%%measure_energy --bogus\n1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "wrong.ipynb")
+    done = nbval("--nbval-lax", tmp_path / "wrong.ipynb")
+    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout and "MeasureUsageError" in done.stdout
+
+
+def strict(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path.name} holds {constant}, and JupyterLab would not open it")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_hygiene(path: Path) -> None:
+    notebook = strict(path)
+    assert path.stat().st_size < 300_000
+    assert "widgets" not in notebook["metadata"]
+    shown = 0
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["execution_count"] is not None, "a cell that was not run is not checked either"
+            shown += bool(cell["outputs"])
+            assert all(output["output_type"] != "error" for output in cell["outputs"])
+            assert not any("widget" in kind for output in cell["outputs"] for kind in output.get("data", {}))
+    assert shown, "a notebook without outputs is compared with nothing"
+    assert not re.search(r"(?<![\w.:/<])/(?:root|home|Users|tmp|work)/", path.read_text())
+
+
+def test_every_notebook_is_run_by_a_test() -> None:
+    tracked = subprocess.run(["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    recorded = [name for name in tracked if name.startswith("data/example/")]  # the copies that a study has executed
+    assert {ROOT / name for name in tracked if name not in recorded} <= set(NOTEBOOKS)
+    for name in recorded:
+        strict(ROOT / name)

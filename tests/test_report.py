@@ -1,0 +1,81 @@
+"""Tables and figures: exact values, models marked, unknowns absent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from array import array
+
+from lem_kit import report
+from lem_kit.measurement import Completion, Energy, Measurement
+from lem_kit.trace import Domain, Series, Trace
+
+SECOND = 1_000_000_000
+
+
+def run(size: int, joules: float | None, method: str = "counter") -> Measurement:
+    reasons = ("modelled",) if method == "model" else () if joules is not None else ("source_failed",)
+    half = None if joules is None else 0.5
+    energy = Energy("meter", "gpu0", method, "gpu", joules, half, reasons)  # type: ignore[arg-type]
+    events = tuple((SECOND // 10 * k, 1) for k in range(1, 11))
+    series = Series(array("q", [0, SECOND // 2, SECOND]), array("d", [0.0, 4.0, 10.0]))
+    trace = Trace({"meter:gpu0": series}, {}, {"meter:gpu0": Domain("gpu", method, 0.0)})  # type: ignore[arg-type]
+    return Measurement(
+        f"r{size}", "run", "<i>label</i>", "ok", "", 0, SECOND, {"meter:gpu0": energy},
+        completions=(Completion(0, 0, SECOND, events, 4),), config={"size": size, "same": 1}, trace=trace,
+        unavailable={"rapl": "no <permission>"},
+    )  # fmt: skip
+
+
+def test_names_are_the_settings_that_differ() -> None:
+    assert report.names([run(1, 1.0), run(4, 1.0)]) == ["size=1", "size=4"]
+    assert report.names([run(1, 1.0)]) == ["<i>label</i>"]
+    assert report.names([run(1, 1.0), run(1, 2.0)]) == ["<i>label</i> (r1)", "<i>label</i> (r1)"]
+
+
+def test_the_table_has_intervals_methods_and_no_zero_for_unknown() -> None:
+    rows = report.table([run(1, 20.0), run(4, None), run(8, 5.0, "model")])
+    assert rows["J per output token"].tolist() == ["2.000 ± 0.050", "–", "0.500 ± 0.050"]
+    assert rows["method"].tolist() == ["counter", "–", "model"]
+    assert rows["TTFT median, ms"].tolist() == ["100"] * 3 and rows["TPOT median, ms"].tolist() == ["100"] * 3
+    assert rows["output tokens/s"].tolist() == ["10"] * 3
+
+
+def test_the_energy_table_gives_every_source_and_every_reason() -> None:
+    rows = report.energy_table([run(1, 20.0), run(4, None)])
+    assert rows["energy, J"].tolist() == ["20.00 ± 0.50", "–", "–"]
+    assert rows["reasons"].tolist() == ["–", "source_failed", "no <permission>"]
+    assert rows["run"].tolist() == ["size=1", "size=4", "every run"]
+    assert "&lt;permission&gt;" in report.as_html(rows).data and "<permission>" not in report.as_html(rows).data
+
+
+def test_reasons_are_explained() -> None:
+    rows = report.reasons_table([run(1, None), run(2, 1.0, "model")])
+    assert rows["code"].tolist() == ["source_failed", "modelled"] and rows["meaning"].str.len().min() > 20
+
+
+def test_the_energy_figure_draws_what_is_known_and_names_the_rest() -> None:
+    figure = report.energy_figure([run(1, 20.0), run(4, None), run(8, 5.0, "model")])
+    bars = {bar.name: bar for bar in figure.data}
+    assert list(bars["measured by a counter"].x) == ["size=1"] and list(bars["measured by a counter"].y) == [2.0]
+    model = bars["MODELLED, not measured"]
+    assert list(model.error_y.array) == [0.05] and model.marker.pattern.shape == "/"
+    assert "unknown: size=4" in figure.layout.title.text
+
+
+def test_the_latency_figure_has_every_request() -> None:
+    boxes = report.latency_figure([run(1, 1.0), run(4, 1.0)]).data
+    assert [(box.name, list(box.y)) for box in boxes[:2]] == [("size=1", [100.0]), ("size=4", [100.0])]
+
+
+def test_the_power_figure_has_counters_and_lanes() -> None:
+    figure = report.power_figure(run(1, 10.0), "<b>")
+    power, waiting, decoding = figure.data
+    assert power.name == "meter:gpu0 (counter)" and list(power.y) == [8.0, 12.0]
+    assert list(waiting.x)[:2] == [0.0, 0.1] and list(decoding.x)[:2] == [0.1, 1.0]
+    assert figure.layout.title.text == "Power: &lt;b>"
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = "import sys, lem_kit.report; print([m for m in ('pandas', 'plotly', 'IPython', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,218 @@
+"""Windows, nesting, repeats, idle, runs and failures, with exact joules from a counter that the test turns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from conftest import FakeClock
+
+import lem_kit as lem
+from lem_kit import metrics, session, store
+from lem_kit.energy import EnergySource, Reading
+from lem_kit.errors import LemError
+from lem_kit.sampler import Sampler
+from lem_kit.trace import Domain
+
+
+class Meter:
+    """A counter that is exact at every read: `power_w` since the clock's start. `fail` makes it raise."""
+
+    name = "meter"
+
+    def __init__(self, clock: Callable[[], int], power_w: float = 100.0) -> None:
+        self.domains: Mapping[str, Domain] = {"gpu0": Domain("gpu", "counter", refresh_s=0.0)}
+        self.fail: Exception | None = None
+        self.closed = 0
+        self._clock, self._power_w = clock, power_w
+
+    def read(self) -> dict[str, Reading]:
+        if self.fail:
+            raise self.fail
+        return {"gpu0": Reading(self._clock(), self._power_w * self._clock() / 1e9)}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samplers without a thread: a pass happens where a window's edge or end asks for one."""
+    monkeypatch.setattr(Sampler, "start", lambda self: self.sample())
+    monkeypatch.setattr(Sampler, "edge", lambda self: (self.sample(), self._clock())[1])
+
+
+def opened(clock: FakeClock, *sources: EnergySource, folder: Path | None = None) -> lem.Session:
+    return lem.Session(folder, sources=list(sources), clock=clock)
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_window_is_exact(clock: FakeClock) -> None:
+    with opened(clock, Meter(clock)) as s:
+        clock.advance(1)
+        with s.window("work") as window:
+            clock.advance(2.5)
+    energy = window.measurement.energy["meter:gpu0"]
+    assert energy.joules == pytest.approx(250.0, abs=1e-6)
+    assert window.measurement.duration_s == 2.5
+    assert (energy.method, energy.scope, energy.reasons) == ("counter", "gpu", ())
+    assert s.measurements == [window.measurement]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_nested_windows_and_repeats_add_up(clock: FakeClock) -> None:
+    with opened(clock, Meter(clock)) as s, s.window("outer") as outer:
+        for seconds in (1, 2):
+            with outer.repeat() as span:
+                clock.advance(seconds)
+            span.output_tokens = 10
+        with s.window("inner") as inner:
+            clock.advance(0.5)
+    assert [r.energy["meter:gpu0"].joules for r in outer.measurement.repeats] == pytest.approx([100, 200])
+    assert inner.measurement.energy["meter:gpu0"].joules == pytest.approx(50)
+    assert outer.measurement.energy["meter:gpu0"].joules == pytest.approx(350)
+    assert (inner.measurement.parent, outer.measurement.parent) == (outer.run_id, None)
+    assert metrics.output_tokens(outer.measurement) == 20
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_source_that_fails_inside_a_window_is_unknown_not_zero(clock: FakeClock) -> None:
+    broken, sound = Meter(clock), Meter(clock, 10.0)
+    sound.name = "other"
+    with opened(clock, broken, sound) as s:
+        clock.advance(1)
+        with s.window() as window:
+            clock.advance(1)
+            broken.fail = OSError("the bus is gone")
+    energy = window.measurement.energy
+    assert (energy["meter:gpu0"].joules, energy["meter:gpu0"].reasons) == (None, ("source_failed",))
+    assert energy["other:gpu0"].joules == pytest.approx(10)
+    assert "the bus is gone" in str(window.measurement.trace.failures)
+
+
+@pytest.mark.usefixtures("by_hand")
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ZeroDivisionError("oh"), "failed"), (KeyboardInterrupt(), "interrupted")],
+    ids=["failed", "interrupted"],
+)
+def test_an_exception_is_recorded_saved_and_raised_again(
+    clock: FakeClock, tmp_path: Path, error: BaseException, status: str
+) -> None:
+    with opened(clock, Meter(clock), folder=tmp_path) as s, pytest.raises(type(error)), s.window("bad") as window:
+        clock.advance(1)
+        raise error
+    m = lem.load(tmp_path / window.run_id)
+    assert (m.status, m.reasons) == (status, (status,))
+    assert m.error == {"type": type(error).__name__, "message": str(error)}
+    assert m.energy["meter:gpu0"].joules == pytest.approx(100)
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_disk_that_is_full_does_not_hide_the_users_exception(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise LemError("no space left")
+
+    monkeypatch.setattr(store, "save", full)
+    with opened(clock, Meter(clock), folder=tmp_path) as s:
+        with pytest.warns(UserWarning, match="no space left"), pytest.raises(ZeroDivisionError), s.window():
+            raise ZeroDivisionError
+        with pytest.raises(LemError, match="no space left"), s.window():
+            clock.advance(1)
+    assert len(s.measurements) == 2
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_an_open_window_has_no_measurement(clock: FakeClock) -> None:
+    with opened(clock) as s, s.window("long") as window, pytest.raises(LemError, match="'long' is still open"):
+        _ = window.measurement
+    assert window.measurement.reasons == ("no_source",)
+    assert metrics.energy_j(window.measurement) is None
+
+
+def test_a_closed_session_says_so_and_has_closed_its_sources(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    s = lem.Session(sources=[meter])
+    s.close()
+    s.close()
+    assert meter.closed == 1
+    with pytest.raises(LemError, match="closed"), s.window():
+        raise AssertionError("the block must not run")
+
+
+def test_idle_is_a_measurement() -> None:
+    engine = lem.load_backend("fake", "fake", idle_power_w=40)
+    with lem.Session(sources=[engine.source]) as s:
+        m = s.idle(0.2)
+    assert (m.kind, m.config) == ("idle", {"seconds": 0.2})
+    assert m.energy["fake:board"].joules == pytest.approx(40 * m.duration_s, rel=1e-3)
+    with pytest.raises(LemError, match="above 0"):
+        s.idle(0)
+
+
+def test_run_counts_every_token_and_joule(tmp_path: Path) -> None:
+    engine = lem.load_backend("fake", "fake", ttft_s=0.02, tokens_per_s=500, power_w=200, idle_power_w=0)
+    with lem.Session(tmp_path, sources=[engine.source]) as s:
+        m = s.run(engine, lem.prompts.synthetic(4, 8, 10), lem.traffic.batches(2), repeats=2, config={"batch_size": 2})
+    assert [c.output_tokens for c in m.completions] == [10] * 8
+    assert [c.repeat for c in m.completions] == [0] * 4 + [1] * 4
+    assert [c.repeat for c in m.warmup] == [-1] * 2
+    assert metrics.output_tokens(m) == 80 and metrics.input_tokens(m) == 64
+    # Two batches per repeat, each busy for its planned 0.02 + 9 / 500 s at 200 W; only the board's power is counted.
+    planned_j = 4 * 200 * (0.02 + 9 / 500)
+    assert sum(r.energy["fake:board"].joules or 0 for r in m.repeats) == pytest.approx(planned_j, rel=0.02)
+    assert m.config["arrivals"] == "batches" and m.config["batch_size"] == 2
+    assert "few_requests" in m.reasons
+    assert lem.load(tmp_path / m.run_id) == m
+    assert session.energy(m.trace, m.t0_ns, m.t1_ns) == m.energy
+
+
+def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000)
+    one = lem.prompts.synthetic(1, 4, 2)
+    with lem.Session(tmp_path, sources=[]) as s:
+        for asked, words in (
+            (lambda: s.run(engine, []), "empty"),
+            (lambda: s.run(engine, one, repeats=0), "repeats"),
+            (lambda: s.run(engine, one, warmup=-1), "warmup"),
+            (lambda: s.run(engine, one, run_id="../out"), "cannot name a folder"),
+            (lambda: s.run(engine, [lem.Request(prompt="a", options={"nonsense": 1})]), "nonsense"),
+        ):
+            with pytest.raises(LemError, match=words):
+                asked()
+        assert list(tmp_path.iterdir()) == []
+        s.run(engine, one, run_id="once")
+        with pytest.raises(LemError, match="already holds"):
+            s.run(engine, one, run_id="once")
+
+
+def test_a_warm_up_that_fails_is_an_error_and_a_run_that_fails_is_kept(tmp_path: Path) -> None:
+    engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000, fail_after=1)
+    with lem.Session(tmp_path, sources=[]) as s:
+        with pytest.raises(LemError, match="warm-up failed"):
+            s.run(engine, lem.prompts.synthetic(1, 4, 3))
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(LemError, match="Every request failed"):
+            s.run(engine, lem.prompts.synthetic(1, 4, 3), warmup=0, run_id="bad")
+    m = lem.load(tmp_path / "bad")
+    assert m.status == "failed" and "requests_failed" in m.reasons and m.completions[0].error
+
+
+def test_windows_in_threads_have_no_parent_of_another_thread(clock: FakeClock) -> None:
+    with lem.Session(sources=[]) as s:
+        found: list[str | None] = []
+
+        def work() -> None:
+            with s.window("in a thread") as window:
+                pass
+            found.append(window.measurement.parent)
+
+        with s.window("outer"):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+    assert found == [None]

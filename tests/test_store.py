@@ -1,0 +1,145 @@
+"""What is saved comes back equal; what is not whole is never read as a result."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lem_kit as lem
+from lem_kit import store
+from lem_kit.errors import IncompleteRun, LemError
+from lem_kit.measurement import Completion, Energy, Measurement, Repeat
+from lem_kit.trace import Domain, Series, Trace
+
+SECOND = 1_000_000_000
+
+
+def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
+    reasons = () if joules is not None else ("source_failed",)
+    energy = {"nvml:gpu0": Energy("nvml", "gpu0", "counter", "gpu", joules, None if joules is None else 0.5, reasons)}
+    trace = Trace(
+        {"nvml:gpu0": Series(array("q", [0, SECOND]), array("d", [0.0, 12.5])), "rapl:dram": Series()},
+        {"nvml:gpu0.power_w": Series(array("q", [5]), array("d", [12.5]))},
+        {"nvml:gpu0": Domain("gpu", "counter", None, 0.001, label="H100"), "rapl:dram": Domain("dram", "counter")},
+        [(7, "rapl", "gone")],
+        0.05,
+    )
+    return Measurement(
+        run_id=run_id, kind="run", label="<b>", status="ok", started_at="2026-11-23T00:00:00.000+00:00",
+        t0_ns=0, t1_ns=SECOND, energy=energy, repeats=(Repeat(0, SECOND, energy, 2),),
+        warmup=(Completion(0, 1, 2, ((1, 1),), 3, repeat=-1),),
+        completions=(Completion(0, 1, 9, ((4, 1), (9, 1)), 3, "engine"), Completion(0, 1, 9, (), None, error="oh")),
+        config={"batch_size": 1, "list": [1, None, "x"]}, backend={"engine": "fake", "model": {"name": "fake"}},
+        unavailable={"rapl": "no"}, environment={"lem_kit": "0"}, reasons=("few_requests",), trace=trace,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("joules", [12.5, None])
+def test_load_gives_back_what_was_saved(tmp_path: Path, joules: float | None) -> None:
+    m = measurement(joules=joules)
+    place = store.save(m, tmp_path)
+    assert store.load(place) == m
+    assert store.load(place / "run.json") == m
+    assert sorted(p.name for p in place.iterdir()) == ["events.parquet", "run.json", "trace.parquet"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**62), st.floats(allow_nan=False, allow_infinity=False)), unique_by=lambda r: r[0]),
+    st.lists(st.lists(st.integers(1, 2**60), min_size=1, max_size=5), max_size=4),
+)
+def test_any_trace_and_events_come_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, float]], events: list[list[int]]
+) -> None:
+    rows = sorted(rows)
+    series = Series(array("q", [t for t, _ in rows]), array("d", [v for _, v in rows]))
+    trace = Trace({"a:b": series, "a:c": series.between(0, 2**61)}, {}, {"a:b": Domain("x", "counter")})
+    done = tuple(Completion(0, 0, 0, tuple((t, 1) for t in times), None) for times in events)
+    m = Measurement("r", "run", "l", "ok", "", 0, 1, {}, completions=done, trace=trace)
+    assert store.load(store.save(m, tmp_path_factory.mktemp("runs"))) == m
+
+
+def test_the_record_is_strict_json(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    record = json.loads((store.save(measurement(), tmp_path) / "run.json").read_text(), parse_constant=refuse)
+    assert record["schema_version"] == 1 and "trace" in record
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    store.save(measurement(), tmp_path)
+    with pytest.raises(LemError, match="already holds a measurement"):
+        store.save(measurement(joules=1.0), tmp_path)
+    assert store.load(tmp_path / "r1") == measurement()
+
+
+def test_a_run_cut_off_while_writing_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = store._put
+
+    def full_disk(path: Path, content: bytes) -> None:
+        if path.name == "run.json":
+            raise OSError(28, "No space left on device")
+        put(path, content)
+
+    monkeypatch.setattr(store, "_put", full_disk)
+    with pytest.raises(LemError, match="No space left on device"):
+        store.save(measurement(), tmp_path)
+    with pytest.raises(IncompleteRun, match="incomplete"):
+        store.load(tmp_path / "r1")
+    monkeypatch.undo()
+    store.save(measurement(), tmp_path)  # a second try is welcome
+    assert store.load(tmp_path / "r1") == measurement()
+
+
+def test_frame_reads_whole_runs_and_names_the_others(tmp_path: Path) -> None:
+    store.save(measurement("a"), tmp_path)
+    store.save(measurement("b", joules=None), tmp_path)
+    (tmp_path / "c").mkdir()
+    store.save(measurement("d"), tmp_path)
+    (tmp_path / "d" / "trace.parquet").write_bytes(b"not parquet")
+    with pytest.warns(UserWarning) as warned:
+        rows = lem.frame(tmp_path)
+    assert sorted(str(w.message).split()[0] for w in warned) == [str(tmp_path / "c"), str(tmp_path / "d")]
+    assert list(rows["run_id"]) == ["a", "b"]
+    assert rows["energy_j"][0] == 12.5 and rows["energy_j"].isna()[1]
+    assert rows["config.batch_size"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda p: (p / "run.json").write_text("{"), "cannot be read"),
+        (lambda p: (p / "run.json").write_text("[]"), "cannot be read"),
+        (lambda p: (p / "events.parquet").unlink(), "cannot be read"),
+        (lambda p: (p / "run.json").write_text('{"schema_version": 99}'), "record version 99"),
+    ],
+    ids=["json", "list", "events", "version"],
+)
+def test_a_damaged_run_is_one_sentence(tmp_path: Path, break_it: object, words: str) -> None:
+    place = store.save(measurement(), tmp_path)
+    break_it(place)  # type: ignore[operator]
+    with pytest.raises(LemError, match=words) as caught:
+        store.load(place)
+    assert str(place) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_runs_and_no_folder_say_what_to_do(tmp_path: Path) -> None:
+    store.save(measurement(), tmp_path)
+    with pytest.raises(LemError, match=r"lem_kit\.frame"):
+        store.load(tmp_path)
+    with pytest.raises(LemError, match="no run folder"):
+        store.load(tmp_path / "nowhere")
+    with pytest.raises(LemError, match="no folder"):
+        lem.frame(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "../x", "a/b", "a\\b", ".hidden", "x" * 201, "new\nline"])
+def test_a_run_id_cannot_leave_the_folder(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(LemError, match="cannot name a folder"):
+        store.save(measurement(run_id), tmp_path)
+    assert list(tmp_path.iterdir()) == []
