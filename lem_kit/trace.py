@@ -216,9 +216,21 @@ def _power(a: Knot, b: Knot) -> float:
 
 
 def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:
-    """Power as the counter shows it: (t_ns, watts) at the middle of each pair of successive knots."""
+    """Power as the counter shows it: (t_ns, watts) at the middle of each pair of knots.
+
+    When an update was only seen to happen between two readings, a knot is passed over until the pair is four times as far
+    apart as the doubt about its instants; otherwise that doubt would be drawn as peaks of power.
+    """
     found = knots(trace.counters[key], trace.domains[key].refresh_s)
-    return [(int((a.t_ns + b.t_ns) / 2), _power(a, b) * 1e9) for a, b in itertools.pairwise(found) if b.t_ns > a.t_ns]
+    points: list[tuple[int, float]] = []
+    if not found:
+        return points
+    a = found[0]
+    for b in found[1:]:
+        if b.t_ns > a.t_ns and b.t_ns - a.t_ns >= 4 * (a.half_ns + b.half_ns):
+            points.append((int((a.t_ns + b.t_ns) / 2), _power(a, b) * 1e9))
+            a = b
+    return points
 
 
 def gauge_summary(trace: Trace, t0_ns: int, t1_ns: int) -> Mapping[str, dict[str, Any]]:

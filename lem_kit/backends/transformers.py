@@ -312,7 +312,6 @@ def _facts(
         "torch": torch.__version__,
         "model": {
             "name": name,
-            "path": path,
             "revision": _commit(path, hub),
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
