@@ -25,8 +25,8 @@ class IncompleteRun(LemError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the closest known name, or the names there are.
 
-    >>> nearest("tranformers", ["fake", "transformers"])
-    "did you mean 'transformers'?"
+    >>> nearest("batchsize", ["batch_size", "seed"])
+    "did you mean 'batch_size'?"
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)

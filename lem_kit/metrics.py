@@ -245,17 +245,15 @@ def mean_power_w(m: Measurement) -> Figure | None:
     return _per(m, measured_s(m))
 
 
-def peak_power_w(m: Measurement) -> float | None:
-    """Highest sampled power, W, summed over the domains of one instant's readings; None without a power gauge.
+def peak_power_w(m: Measurement) -> dict[str, float]:
+    """Highest sampled power of each domain that has a power gauge, W, keyed "source:domain"; empty without gauges.
 
-    Only as fine as the sampling interval, and as the sensor's own averaging window.
+    Never summed: peaks of several domains are of different instants. Only as fine as the sampling interval, and as the
+    sensor's own averaging window.
     """
-
-    peaks = [
-        max(s.between(m.t0_ns, m.t1_ns).value, default=None) for k, s in m.trace.gauges.items() if k.endswith(".power_w")
-    ]
-    known = [p for p in peaks if p is not None]
-    return sum(known) if known else None
+    gauges = {key.removesuffix(".power_w"): s for key, s in m.trace.gauges.items() if key.endswith(".power_w")}
+    inside = {key: series.between(m.t0_ns, m.t1_ns).value for key, series in gauges.items()}
+    return {key: max(found) for key, found in inside.items() if found}
 
 
 def stdev(samples: Sequence[float]) -> float:
@@ -330,7 +328,7 @@ def summary(m: Measurement) -> dict[str, Any]:
     row["energy_method"] = total.method if total else None
     row["energy_keys"] = ", ".join(total.keys) if total else None
     row["energy_scopes"] = ", ".join(total.scopes) if total else None
-    row["peak_power_w"] = peak_power_w(m)
+    row |= {f"peak_power_w.{key}": watts for key, watts in peak_power_w(m).items()}
     row["reasons"] = ", ".join(reasons(m))
     for name, value in m.config.items():
         if not isinstance(value, dict | list):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
@@ -53,7 +54,11 @@ class Sampler:
             self._thread.join()
             self._thread = None
         while self.sources:
-            self.sources.pop().close()
+            source = self.sources.pop()
+            try:
+                source.close()
+            except Exception as error:  # one that cannot be closed must not keep the others open
+                warnings.warn(f"The energy source '{source.name}' could not be closed: {error}", stacklevel=2)
 
     def _loop(self) -> None:
         while not self._stopping:
@@ -136,7 +141,8 @@ class Sampler:
                 self._changed.wait_for(lambda: self._stepped_after(t_ns), deadline_s)
 
     def _all_after(self, t_ns: int) -> bool:
-        return all(series.t_ns[-1] >= t_ns for series in self.trace.counters.values())
+        counters = self.trace.counters.values()
+        return bool(counters) and all(series.t_ns[-1] >= t_ns for series in counters)
 
     def _stepping(self, key: str) -> bool:
         series = self.trace.counters[key]

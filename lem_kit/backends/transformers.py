@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import math
+import os
 import re
 import time
 from collections import deque
@@ -29,7 +29,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .. import models
 from ..errors import LemError, nearest
-from ..measurement import Request, TokenEvent
+from ..measurement import Request, TokenEvent, jsonable
 
 DRAIN_S = 0.03  # how often the event loop looks for new tokens; their instants are taken in the worker, not here
 _HUB_KEYWORDS = (
@@ -242,6 +242,8 @@ def _check_engine_args(model: str, path: str, hub: dict[str, Any], engine_args: 
     from_pretrained takes its own keywords, then any attribute of the model's configuration, then what the model's class
     takes. The configuration is read here to know the second kind.
     """
+    if model.startswith(("/", ".", "~")) and not os.path.isdir(path):  # no name of a Hub model begins so
+        raise LemError(f"Model '{model}' cannot be loaded: there is no such folder. Check the path.")
     known = _load_keywords()
     others = {name: value for name, value in engine_args.items() if name not in known}
     config = engine_args.get("config")
@@ -303,6 +305,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What was asked and what is loaded, read back from the loaded model."""
     text = model.config.get_text_config()
+    quantization: Any = getattr(model.config, "quantization_config", None)
     weights: dict[str, int] = {}
     for parameter in model.parameters():
         weights[str(parameter.device)] = weights.get(str(parameter.device), 0) + parameter.nbytes
@@ -315,21 +318,21 @@ def _facts(
             "revision": _commit(path, hub),
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
-            "dtype": _plain(model.dtype),
-            "quantization": _plain(getattr(model.config, "quantization_config", None)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": jsonable(quantization.to_dict() if hasattr(quantization, "to_dict") else quantization),
             **{ours: getattr(text, theirs, None) for ours, theirs in _CONFIG_FACTS.items()},
         },
-        "requested": {key: "(not kept)" if key == "token" else _plain(value) for key, value in engine_args.items()},
+        "requested": {key: "(not kept)" if key == "token" else jsonable(value) for key, value in engine_args.items()},
         "effective": {
             "attn_implementation": getattr(model.config, "_attn_implementation", None),
-            "dtype": _plain(model.dtype),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
-            "device_map": _plain(getattr(model, "hf_device_map", None)),
+            "device_map": jsonable(getattr(model, "hf_device_map", None)),
             "placement": "lem_kit: no device_map was given and CUDA is available" if placed_by_us else "transformers",
             # max_memory is not kept by the engine; what it leads to is: bytes of weights on each device.
             "weight_bytes": weights,
             # In force unless a request's options say otherwise: greedy, whatever the checkpoint proposes.
-            "generation": {**_plain(model.generation_config.to_diff_dict()), "do_sample": False},
+            "generation": {**jsonable(model.generation_config.to_diff_dict()), "do_sample": False},
         },
     }
 
@@ -342,16 +345,3 @@ def _commit(path: str, hub: dict[str, Any]) -> str | None:
     )
     found = re.search(r"snapshots/([0-9a-f]{40})/", str(file).replace("\\", "/"))
     return found.group(1) if found else None
-
-
-def _plain(value: Any) -> Any:
-    """Strict JSON for any engine value: what JSON lacks becomes its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "to_dict"):
-        return _plain(value.to_dict())
-    if value is None or isinstance(value, (int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value).removeprefix("torch.")

@@ -1,0 +1,190 @@
+"""Every metric with exact numbers, and what it does when something was not observed."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lem_kit import metrics
+from lem_kit.measurement import Completion, Energy, Measurement, Repeat
+from lem_kit.trace import Domain, Series, Trace
+
+MS = 1_000_000
+SECOND = 1_000 * MS
+
+
+def completion(
+    *events: tuple[int, int], prompt: int | None = 8, error: str | None = None, dispatch: int = 100
+) -> Completion:
+    """Events in (ms, tokens)."""
+    return Completion(0, dispatch * MS, 5 * SECOND, tuple((t * MS, n) for t, n in events), prompt, error=error)
+
+
+ONE = completion((300, 1), (340, 1), (420, 2))
+
+
+def energy(key: str, joules: float | None, half: float = 1.0, method: Any = "counter", scope: str = "gpu") -> Energy:
+    source, _, domain = key.partition(":")
+    return Energy(
+        source, domain, method, scope, joules, None if joules is None else half, () if joules is not None else ("x",)
+    )
+
+
+def measured(
+    energies: Sequence[Energy] = (),
+    completions: Sequence[Completion] = (),
+    repeats: Sequence[Sequence[Energy]] = (),
+    **more: Any,
+) -> Measurement:
+    spans = tuple(Repeat(k * SECOND, (k + 1) * SECOND, {e.key: e for e in parts}, 10) for k, parts in enumerate(repeats))
+    return Measurement(
+        "r", "run", "l", "ok", "", 0, 4 * SECOND, {e.key: e for e in energies}, spans, tuple(completions), **more
+    )  # fmt: skip
+
+
+def test_latencies_of_one_request() -> None:
+    assert metrics.ttft_s(ONE) == pytest.approx(0.2)
+    assert metrics.e2e_s(ONE) == pytest.approx(0.32)
+    assert metrics.tpot_s(ONE) == pytest.approx(0.12 / 3)
+    assert metrics.icl_s(ONE) == pytest.approx([0.04, 0.08])
+    assert metrics.itl_s(ONE) == pytest.approx([0.04, 0.04, 0.04])
+    assert metrics.ntpot_s(ONE) == pytest.approx(0.32 / 4)
+
+
+def test_what_was_not_observed_is_none() -> None:
+    nothing, single = completion(), completion((300, 1))
+    assert [f(nothing) for f in (metrics.ttft_s, metrics.e2e_s, metrics.tpot_s, metrics.ntpot_s)] == [None] * 4
+    assert metrics.tpot_s(single) is None and metrics.itl_s(single) == [] and metrics.ttft_s(single) == pytest.approx(0.2)
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 8)), min_size=1, max_size=40))
+def test_inter_token_latencies_add_up_to_the_rest_of_the_latency(gaps: list[tuple[int, int]]) -> None:
+    events, t = [], 100
+    for gap, n in gaps:
+        t += gap
+        events.append((t, n))
+    c = completion(*events)
+    assert sum(metrics.itl_s(c)) + (metrics.ttft_s(c) or 0) == pytest.approx(metrics.e2e_s(c))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.floats(0, 100))
+def test_percentiles_are_numpys_and_withheld_when_weak(samples: list[float], q: float) -> None:
+    found = metrics.percentile(samples, q)
+    if q > 50 and len(samples) * (100 - q) / 100 < 10:
+        assert found is None
+    else:
+        assert found == pytest.approx(float(np.percentile(samples, q)), abs=1e-6)
+
+
+def test_p99_needs_a_thousand() -> None:
+    assert metrics.percentile(list(range(999)), 99) is None
+    assert metrics.percentile(list(range(1000)), 99) == pytest.approx(989.01)
+    assert metrics.percentile([], 50) is None
+
+
+def test_counts_and_rates() -> None:
+    failed = completion((200, 1), prompt=None, error="oh")
+    m = measured(completions=[ONE, ONE, failed])
+    assert (metrics.output_tokens(m), metrics.input_tokens(m), metrics.completed_requests(m)) == (9, None, 2)
+    assert metrics.output_tokens_per_s(m) == pytest.approx(9 / 4) and metrics.requests_per_s(m) == pytest.approx(2 / 4)
+    assert metrics.values(m, metrics.ttft_s) == pytest.approx([0.2, 0.2]), "a failed request has no latency"
+    whole = measured(completions=[ONE, ONE])
+    assert (metrics.input_tokens(whole), metrics.total_tokens(whole)) == (16, 24)
+    cell = measured(repeats=[[], []])
+    assert metrics.output_tokens(cell) == 20 and metrics.measured_s(cell) == 2.0 and metrics.completed_requests(cell) is None
+
+
+def test_a_total_has_one_source_per_scope_counter_before_integral_before_model() -> None:
+    parts = [
+        energy("nvml:gpu0", 100), energy("nvml:gpu1", 50), energy("other:gpu0", 999, method="integral"),
+        energy("model:cpu", 7, method="model", scope="cpu"), energy("rapl:dram", 5, scope="dram"),
+    ]  # fmt: skip
+    total = metrics.energy_j(measured(parts))
+    assert total is not None
+    assert total.value == 155 and total.keys == ("nvml:gpu0", "nvml:gpu1", "rapl:dram") and total.scopes == ("dram", "gpu")
+    assert total.half_width == pytest.approx(math.sqrt(3)) and total.method == "counter"
+    with_model = metrics.energy_j(measured(parts), allow_model=True)
+    assert with_model is not None and with_model.value == 162 and with_model.method == "model"
+
+
+def test_half_of_the_gpus_is_not_the_total_of_the_gpus() -> None:
+    m = measured([energy("nvml:gpu0", 100), energy("nvml:gpu1", None), energy("rapl:dram", 5, scope="dram")])
+    total = metrics.energy_j(m)
+    assert total is not None and total.scopes == ("dram",)
+    assert metrics.energy_j(measured([energy("nvml:gpu0", None)])) is None
+    assert metrics.energy_j(measured()) is None
+
+
+def test_a_model_counts_only_when_nothing_was_measured() -> None:
+    model = energy("model:cpu", 7, method="model", scope="cpu")
+    assert metrics.energy_j(measured([model])).method == "model"  # type: ignore[union-attr]
+    assert metrics.energy_j(measured([model, energy("nvml:gpu0", 1)])).keys == ("nvml:gpu0",)  # type: ignore[union-attr]
+
+
+def test_repeats_bring_their_spread() -> None:
+    m = measured([energy("a:g", 99)], repeats=[[energy("a:g", j, 0.3)] for j in (10.0, 12.0, 11.0)])
+    total = metrics.energy_j(m)
+    assert total is not None and total.value == 33
+    assert total.half_width == pytest.approx(math.hypot(4.303 * 1.0 * math.sqrt(3), 0.3 * math.sqrt(3)))
+    each = metrics.energy_j_per_repeat(m)
+    assert each is not None and each.value == 11 and each.half_width == pytest.approx(total.half_width / 3)
+    assert metrics.energy_j(measured(repeats=[[energy("a:g", 1)], [energy("a:g", None)]])) is None
+
+
+def test_a_models_error_does_not_average_out() -> None:
+    trace = Trace(
+        domains={"m:cpu": Domain("cpu", "model", relative_error=1.0), "m:ram": Domain("dram", "model", relative_error=0.5)}
+    )
+    parts = [energy("m:cpu", 10, 10, "model", "cpu"), energy("m:ram", 20, 10, "model", "dram")]
+    total = metrics.energy_j(measured(repeats=[parts, parts, parts, parts], trace=trace))
+    assert total is not None and total.value == 120 and total.half_width == pytest.approx(4 * (10 + 10))
+
+
+def test_energy_by_denominator() -> None:
+    m = measured([energy("a:g", 48.0, 2.4)], [ONE, ONE, completion(error="oh", prompt=8)])
+    for metric, value in (
+        (metrics.j_per_output_token, 48 / 8), (metrics.j_per_input_token, 48 / 24), (metrics.j_per_total_token, 48 / 32),
+        (metrics.j_per_request, 48 / 2), (metrics.mean_power_w, 48 / 4),
+    ):  # fmt: skip
+        figure = metric(m)
+        assert figure is not None and figure.value == pytest.approx(value)
+        assert figure.half_width == pytest.approx(value * 0.05)
+    assert metrics.j_per_output_token(measured([energy("a:g", 48.0)])) is None
+    assert metrics.j_per_output_token(measured([energy("a:g", 48.0)], output_tokens=0)) is None
+
+
+def test_peak_power_is_of_each_domain() -> None:
+    gauge = Series(array("q", [0, SECOND, 9 * SECOND]), array("d", [5.0, 7.0, 99.0]))
+    m = measured(trace=Trace(gauges={"a:g.power_w": gauge, "a:g.temperature_c": gauge}))
+    assert metrics.peak_power_w(m) == {"a:g": 7.0} and metrics.peak_power_w(measured()) == {}
+
+
+@pytest.mark.parametrize(
+    "m",
+    [
+        measured(),
+        measured([energy("a:g", None)]),
+        measured([energy("a:g", 4.0)], [ONE], config={"batch_size": 1, "nested": {"a": 1}}, reasons=("few_requests",)),
+        measured(repeats=[[energy("a:g", 4.0)]]),
+    ],
+)
+def test_a_row_is_strict_json_with_the_same_columns(m: Measurement) -> None:
+    row = json.loads(json.dumps(metrics.summary(m), allow_nan=False))
+    assert {k for k in row if not k.startswith("config.")} == set(metrics.summary(measured()))
+    if not m.energy and not m.repeats:
+        assert row["energy_j"] is None and row["mean_power_w"] is None
+    assert 0.0 not in (row["energy_j"], row["j_per_output_token"])
+
+
+def test_students_t() -> None:
+    stats = {1: 12.706, 4: 2.776, 30: 2.042, 1000: 2.042}
+    assert {n: metrics.student_t(n) for n in stats} == stats
+    assert metrics.stdev([1.0, 2.0, 3.0]) == 1.0

@@ -1,0 +1,64 @@
+"""Where requests come from: exact lengths, seeds, files, and digests that tell inputs apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lem_kit import prompts
+from lem_kit.errors import LemError
+from lem_kit.measurement import Request
+
+
+def test_synthetic_prompts_have_exact_lengths_and_a_seed() -> None:
+    made = prompts.synthetic(5, input_tokens=17, output_tokens=9, seed=3, temperature=0.5)
+    assert [len(r.prompt_token_ids or ()) for r in made] == [17] * 5
+    assert all(r.max_new_tokens == 9 and r.fixed_length and r.options == {"temperature": 0.5} for r in made)
+    assert (
+        made == prompts.synthetic(5, 17, 9, seed=3, temperature=0.5) != prompts.synthetic(5, 17, 9, seed=4, temperature=0.5)
+    )
+    assert all(256 <= i < 4096 for r in made for i in r.prompt_token_ids or ())
+    for count, tokens in ((0, 1), (1, 0)):
+        with pytest.raises(LemError, match="at least one"):
+            prompts.synthetic(count, tokens, 1)
+
+
+def test_lines_of_a_file_are_requests(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    assert [r.prompt for r in prompts.jsonl(file, 5)] == ["one", "two"]
+    file.write_text('{"prompt": "one"}\n{"text": "two"}\n')
+    with pytest.raises(LemError, match="line 2"):
+        prompts.jsonl(file)
+    with pytest.raises(LemError, match="Cannot read"):
+        prompts.jsonl(tmp_path / "none")
+
+
+def test_disguised_prompts_have_the_same_shape_and_other_contents() -> None:
+    asked = [*prompts.synthetic(2, 50, 5), *prompts.texts(["a few words of plain text to shuffle about"])]
+    other = prompts.disguised(asked)
+    assert other == prompts.disguised(asked) != prompts.disguised(asked, seed=1)
+    for a, b in zip(asked, other):
+        assert sorted(a.prompt_token_ids or ()) == sorted(b.prompt_token_ids or ()) and a != b
+        assert sorted((a.prompt or "").split()) == sorted((b.prompt or "").split())
+        assert (a.max_new_tokens, a.fixed_length, a.options) == (b.max_new_tokens, b.fixed_length, b.options)
+
+
+def test_equal_digests_are_equal_inputs() -> None:
+    base = prompts.texts(["a", "b"], 4)
+    others = [prompts.texts(["b", "a"], 4), prompts.texts(["a", "b"], 5), prompts.texts(["a", "b"], 4, top_k=1), base[:1]]
+    assert prompts.digest(base) == prompts.digest(prompts.texts(["a", "b"], 4))
+    assert len({prompts.digest(found) for found in (base, *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "either"), ({"prompt": "a", "prompt_token_ids": (1,)}, "either"), ({"prompt": ""}, "empty"),
+        ({"prompt_token_ids": ()}, "empty"), ({"prompt": "a", "max_new_tokens": 0}, "at least one token"),
+    ],
+)  # fmt: skip
+def test_a_request_without_a_meaning_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(LemError, match=words):
+        Request(**fields)  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""The transformers backend against `model.generate` itself: same tokens, same counts, options that arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from lem_kit import models
+from lem_kit.backends.transformers import Transformers, load
+from lem_kit.errors import LemError
+from lem_kit.measurement import Request, TokenEvent
+
+PROMPTS = [tuple(range(300, 300 + n)) for n in (4, 11, 7, 2)]
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Transformers]:
+    loaded = load("tiny-llama")
+    yield loaded
+    loaded.close()
+
+
+def events(backend: Transformers, requests: list[Request]) -> list[TokenEvent]:
+    async def all_of_it() -> list[TokenEvent]:
+        return [event async for event in backend.generate(requests)]
+
+    return asyncio.run(all_of_it())
+
+
+def per_request(found: list[TokenEvent], count: int) -> list[int]:
+    return [sum(e.n_tokens for e in found if e.index == i) for i in range(count)]
+
+
+def bare(prompts: list[tuple[int, ...]], **options: Any) -> list[list[int]]:
+    """What generate gives, padded on the left by hand, prompts cut off."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(models.resolve("tiny-llama")).eval()
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
+    return [row[longest:] for row in out.tolist()]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_every_step_is_an_event_of_every_row(backend: Transformers, count: int) -> None:
+    requests = [Request(prompt_token_ids=p, max_new_tokens=12, fixed_length=True) for p in PROMPTS[:count]]
+    found = events(backend, requests)
+    assert per_request(found, count) == [12] * count
+    assert len(found) == 12 * count
+    assert [e.prompt_tokens for e in found[:count]] == [len(p) for p in PROMPTS[:count]]
+    # The rows of one step share an instant; steps follow one another.
+    steps = [found[i : i + count] for i in range(0, len(found), count)]
+    assert all(len({e.t_ns for e in step}) == 1 for step in steps)
+    assert all(a[0].t_ns < b[0].t_ns for a, b in itertools.pairwise(steps))
+
+
+def test_a_row_ends_at_its_end_of_sequence_not_at_the_padding(backend: Transformers) -> None:
+    rows = bare(PROMPTS, max_new_tokens=10, min_new_tokens=10)
+    stop = rows[1][3]  # a token that row 1 gives as its fourth at the latest; where others give it, they end too
+    expected = [next((k + 1 for k, token in enumerate(row) if token == stop), 10) for row in rows]
+    assert min(expected) < max(expected), "this test needs rows of different lengths"
+    requests = [Request(prompt_token_ids=p, max_new_tokens=10, options={"eos_token_id": stop}) for p in PROMPTS]
+    found = events(backend, requests)
+    assert per_request(found, 4) == expected
+    last = [[e for e in found if e.index == i][-1].finish_reason for i in range(4)]
+    assert last == ["stop" if n < 10 or row[9] == stop else "length" for n, row in zip(expected, rows)]
+
+
+def test_engine_arguments_arrive_and_are_read_back() -> None:
+    backend = load("tiny-llama", attn_implementation="eager", dtype="bfloat16", device_map="cpu", max_memory={"cpu": "2GB"})
+    facts = backend.describe()
+    assert facts["effective"]["attn_implementation"] == "eager" and facts["effective"]["dtype"] == "bfloat16"
+    assert facts["effective"]["device"] == "cpu" and facts["model"]["dtype"] == "bfloat16"
+    assert facts["effective"]["weight_bytes"] == {"cpu": 2 * facts["model"]["parameters"]}
+    assert facts["requested"]["max_memory"] == {"cpu": "2GB"} and facts["model"]["parameters"] == 7_016_704
+    assert backend._model.config._attn_implementation == "eager" and backend._model.dtype == torch.bfloat16
+    json.dumps(facts, allow_nan=False)
+    backend.close()
+
+
+def test_options_of_a_request_reach_generate(backend: Transformers, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    generate = backend._model.generate
+    monkeypatch.setattr(backend._model, "generate", lambda **options: (seen.update(options), generate(**options))[1])
+    options = {"do_sample": True, "temperature": 0.7, "top_k": 5}
+    events(backend, [Request(prompt="one two", max_new_tokens=3, fixed_length=True, options=options)])
+    assert options.items() <= seen.items() and seen["min_new_tokens"] == seen["max_new_tokens"] == 3
+    events(backend, [Request(prompt="one two", max_new_tokens=3)])
+    assert seen["do_sample"] is False and "min_new_tokens" in seen  # the earlier call's; this one sets none
+
+
+@pytest.mark.parametrize(
+    ("requests", "words"),
+    [
+        ([Request(prompt="a", options={"temprature": 1})], "did you mean 'temperature'"),
+        ([Request(prompt="a", options={"max_new_tokens": 3})], "fields of Request"),
+        ([Request(prompt="a", options={"num_beams": 2})], "num_beams must be 1"),
+        ([Request(prompt="a", max_new_tokens=1), Request(prompt="b", max_new_tokens=2)], "share max_new_tokens"),
+        ([Request(prompt_token_ids=(999_999,))], "outside the model's vocabulary of 4096"),
+    ],
+)
+def test_what_cannot_run_is_one_sentence(backend: Transformers, requests: list[Request], words: str) -> None:
+    with pytest.raises(LemError, match=words):
+        events(backend, requests)
+    assert per_request(events(backend, [Request(prompt="a", max_new_tokens=2, fixed_length=True)]), 1) == [2]
+
+
+def test_a_model_that_is_not_there_is_one_sentence_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, when the library is imported
+    for name, words in ((str(tmp_path / "nowhere"), "no such folder"), ("tiny-lama", "did you mean 'tiny-llama'")):
+        with pytest.raises(LemError, match=words) as caught:
+            load(name)
+        assert "\n" not in str(caught.value) and "cannot be loaded" in str(caught.value)
+
+
+def test_a_closed_backend_says_so() -> None:
+    backend = load("tiny-llama")
+    backend.close()
+    with pytest.raises(LemError, match="closed"):
+        events(backend, [Request(prompt="a")])
+
+
+def test_leaving_early_stops_within_a_token(backend: Transformers) -> None:
+    async def two() -> None:
+        stream = backend.generate([Request(prompt="a", max_new_tokens=2000, fixed_length=True)])
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    started = time.monotonic()
+    asyncio.run(two())
+    assert time.monotonic() - started < 10, "2000 tokens would take about 20 s"
