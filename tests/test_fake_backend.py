@@ -60,6 +60,36 @@ def test_calls_at_the_same_time_heat_the_board_once(engine: Fake, clock: FakeClo
     assert source.read()["board"].joules - start == pytest.approx(1.5 * 200 + 1.0 * 50)
 
 
+def test_two_overlapping_calls_of_generate_are_counted_once() -> None:
+    """On the real event loop: the planned ends decide, so the joules are exact however late the loop wakes."""
+    engine = load("fake", ttft_s=0.02, tokens_per_s=100, power_w=300, idle_power_w=100)
+    request = Request(prompt="a", max_new_tokens=4)
+
+    async def call() -> list[TokenEvent]:
+        return [event async for event in engine.generate([request])]
+
+    async def both() -> list[list[TokenEvent]]:
+        return await asyncio.gather(call(), call())
+
+    before = engine.source.read()["board"]
+    one, two = asyncio.run(both())
+    after = engine.source.read()["board"]
+    busy_ns = max(one[-1].t_ns, two[-1].t_ns) - min(one[0].t_ns, two[0].t_ns) + 20_000_000
+    expected = 100 * (after.t_ns - before.t_ns) / 1e9 + 200 * busy_ns / 1e9
+    assert after.joules - before.joules == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_call_left_early_stops_heating_the_board(engine: Fake, clock: FakeClock) -> None:
+    async def first_only() -> None:
+        stream = engine.generate([PROMPT])
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(first_only())
+    clock.advance(1)
+    assert engine.source.read()["board"].joules == pytest.approx(0.1 * 200 + 1 * 50, rel=1e-12)
+
+
 def test_batches_may_slow_each_step(clock: FakeClock, engine: Fake) -> None:
     slow = load("fake", ttft_s=0.1, tokens_per_s=50, batch_slowdown=0.5, clock=clock)
     began = clock.now_ns

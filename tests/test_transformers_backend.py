@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,13 +42,16 @@ def per_request(found: list[TokenEvent], count: int) -> list[int]:
     return [sum(e.n_tokens for e in found if e.index == i) for i in range(count)]
 
 
+def bare_model() -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(models.resolve("tiny-llama")).eval()
+
+
 def bare(prompts: list[tuple[int, ...]], **options: Any) -> list[list[int]]:
     """What generate gives, padded on the left by hand, prompts cut off."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(models.resolve("tiny-llama")).eval()
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
+    out = bare_model().generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
     return [row[longest:] for row in out.tolist()]
 
 
@@ -74,6 +80,26 @@ def test_a_row_ends_at_its_end_of_sequence_not_at_the_padding(backend: Transform
     assert last == ["stop" if n < 10 or row[9] == stop else "length" for n, row in zip(expected, rows)]
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_text_prompts_give_what_generate_gives(backend: Transformers, count: int) -> None:
+    """The counts of `tokenizer(padding=True)` and `generate`, for the end-of-sequence token that parts the rows most."""
+    texts = ["A joule", "The energy of one token is", "Watt", "How long does it take to answer?"][:count]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models.resolve("tiny-llama"), padding_side="left")
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    width = inputs.input_ids.shape[1]
+    free = bare_model().generate(**inputs, max_new_tokens=10, min_new_tokens=10, do_sample=False)[:, width:].tolist()
+    stop = max({token for row in free for token in row[:6]}, key=lambda t: len({(*row, t).index(t) for row in free}))
+    rows = bare_model().generate(**inputs, max_new_tokens=10, do_sample=False, eos_token_id=stop, pad_token_id=0)
+    expected = [next((k + 1 for k, t in enumerate(row) if t == stop), 10) for row in rows[:, width:].tolist()]
+    assert min(expected) < 10 and (count == 1 or len(set(expected)) > 1)
+    requests = [Request(prompt=text, max_new_tokens=10, options={"eos_token_id": stop}) for text in texts]
+    found = events(backend, requests)
+    assert per_request(found, count) == expected
+    assert [e.prompt_tokens for e in found[:count]] == inputs.attention_mask.sum(1).tolist()
+    fixed = [Request(prompt=text, max_new_tokens=10, fixed_length=True, options={"eos_token_id": stop}) for text in texts]
+    assert per_request(events(backend, fixed), count) == [10] * count
+
+
 def test_engine_arguments_arrive_and_are_read_back() -> None:
     backend = load("tiny-llama", attn_implementation="eager", dtype="bfloat16", device_map="cpu", max_memory={"cpu": "2GB"})
     facts = backend.describe()
@@ -93,8 +119,14 @@ def test_options_of_a_request_reach_generate(backend: Transformers, monkeypatch:
     options = {"do_sample": True, "temperature": 0.7, "top_k": 5}
     events(backend, [Request(prompt="one two", max_new_tokens=3, fixed_length=True, options=options)])
     assert options.items() <= seen.items() and seen["min_new_tokens"] == seen["max_new_tokens"] == 3
+    seen.clear()
     events(backend, [Request(prompt="one two", max_new_tokens=3)])
-    assert seen["do_sample"] is False and "min_new_tokens" in seen  # the earlier call's; this one sets none
+    assert seen["do_sample"] is False and "min_new_tokens" not in seen
+
+
+def test_an_unknown_engine_argument_names_the_nearest() -> None:
+    with pytest.raises(LemError, match="'atn_implementation': did you mean 'attn_implementation'"):
+        load("tiny-llama", atn_implementation="eager")
 
 
 @pytest.mark.parametrize(
@@ -113,12 +145,32 @@ def test_what_cannot_run_is_one_sentence(backend: Transformers, requests: list[R
     assert per_request(events(backend, [Request(prompt="a", max_new_tokens=2, fixed_length=True)]), 1) == [2]
 
 
-def test_a_model_that_is_not_there_is_one_sentence_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, when the library is imported
+def test_a_model_that_is_not_there_is_one_sentence_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a route, the Hub's client alone takes 23 s."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.1:9")  # nobody listens there, with or without a route
+    started = time.monotonic()
     for name, words in ((str(tmp_path / "nowhere"), "no such folder"), ("tiny-lama", "did you mean 'tiny-llama'")):
         with pytest.raises(LemError, match=words) as caught:
             load(name)
         assert "\n" not in str(caught.value) and "cannot be loaded" in str(caught.value)
+    assert time.monotonic() - started < 10
+
+
+def test_a_cached_model_of_the_hub_loads_without_a_route_and_keeps_its_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.1:9")
+    commit, stored = "0123456789" * 4, tmp_path / "models--some--model"
+    shutil.copytree(models.resolve("tiny-llama"), stored / "snapshots" / commit)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(commit)
+    backend = load("some/model", cache_dir=str(tmp_path))
+    assert backend.describe()["model"]["revision"] == commit and "local_files_only" not in backend.describe()["requested"]
+    backend.close()
 
 
 def test_a_closed_backend_says_so() -> None:
@@ -128,12 +180,40 @@ def test_a_closed_backend_says_so() -> None:
         events(backend, [Request(prompt="a")])
 
 
-def test_leaving_early_stops_within_a_token(backend: Transformers) -> None:
-    async def two() -> None:
+def test_leaving_early_stops_within_a_token_and_the_next_call_is_whole(
+    backend: Transformers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, steps = backend._model.forward, 0
+
+    @functools.wraps(forward)  # generate reads its signature
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return forward(*args, **options)
+
+    monkeypatch.setattr(backend._model, "forward", counted)
+
+    async def leave() -> tuple[int, int]:
         stream = backend.generate([Request(prompt="a", max_new_tokens=2000, fixed_length=True)])
         await anext(stream)
+        before = steps
         await stream.aclose()  # type: ignore[attr-defined]
+        return before, steps
 
-    started = time.monotonic()
-    asyncio.run(two())
-    assert time.monotonic() - started < 10, "2000 tokens would take about 20 s"
+    before, after = asyncio.run(leave())
+    assert after - before <= 2, "one may begin before the flag is set, and one while this thread waits for its turn"
+    time.sleep(0.1)
+    assert steps == after
+    assert per_request(events(backend, [Request(prompt="a", max_new_tokens=5, fixed_length=True)]), 1) == [5]
+
+
+def test_closing_while_it_generates_ends_the_call_with_a_sentence() -> None:
+    backend = load("tiny-llama")
+
+    async def closed_half_way() -> None:
+        async for _ in backend.generate([Request(prompt="a", max_new_tokens=2000, fixed_length=True)]):
+            await asyncio.to_thread(backend.close)
+
+    with pytest.raises(LemError, match="closed while"):
+        asyncio.run(closed_half_way())
+    backend.close()

@@ -13,7 +13,6 @@ Not covered: requests that arrive while others run (`concurrent` is False: a sta
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 import re
@@ -23,6 +22,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from transformers.generation.streamers import BaseStreamer
@@ -33,15 +33,8 @@ from ..measurement import Request, TokenEvent, jsonable
 
 DRAIN_S = 0.03  # how often the event loop looks for new tokens; their instants are taken in the worker, not here
 _HUB_KEYWORDS = (
-    "cache_dir",
-    "gguf_file",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
+    "cache_dir", "gguf_file", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code",
+)  # fmt: skip
 _PLACING_KEYWORDS = ("device_map", "device_mesh", "distributed_config", "tp_plan", "tp_size")
 _OWN_OPTIONS = {"attention_mask", "input_ids", "inputs", "inputs_embeds", "max_new_tokens", "streamer"}
 _CONFIG_FACTS = {
@@ -57,12 +50,23 @@ def load(model: str, **engine_args: Any) -> Transformers:
     """
     path = models.resolve(model)
     hub = {name: engine_args[name] for name in _HUB_KEYWORDS if name in engine_args}
+    if not os.path.isdir(path) and "local_files_only" not in hub and not _hub_answers():
+        hub["local_files_only"] = True
     placing = {}
     if torch.cuda.is_available() and not any(name in engine_args for name in _PLACING_KEYWORDS):
         placing = {"device_map": "cuda"}
     with models.quiet_loading():
-        _check_engine_args(model, path, hub, engine_args)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(path, **placing, **engine_args)
+        config = engine_args["config"] if "config" in engine_args else _read_config(model, path, hub)
+        try:
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(path, **placing, **{**hub, **engine_args})
+        except TypeError as error:  # a keyword that nobody takes ends at the model's class, before weights are read
+            name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if not name or name[1] not in engine_args:
+                raise
+            known = _engine_keywords(config)
+            raise LemError(
+                f"transformers does not know the engine argument '{name[1]}': {nearest(name[1], known)}"
+            ) from error
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left", **hub)
     if isinstance(loaded, tuple):  # output_loading_info=True
         loaded = loaded[0]
@@ -128,8 +132,16 @@ class Transformers:
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         device = self._model.device
         tensors = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
-        with contextlib.suppress(_Stopped):
+        try:
             self._model.generate(**tensors, streamer=steps, **options)
+        except _Stopped:
+            pass
+        except ValueError as error:  # said before anything is generated
+            name = re.search(r"`model_kwargs` are not used by the model: \['(\w+)'", str(error))
+            if not name:
+                raise
+            known = [option for option in vars(transformers.GenerationConfig()) if not option.startswith("_")]
+            raise LemError(f"generate does not know the option '{name[1]}': {nearest(name[1], known)}") from error
 
     def _options(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Keywords for model.generate, checked before anything runs."""
@@ -142,7 +154,8 @@ class Transformers:
                     f"Requests of one static batch share {name}, as {self.name} generates them together: "
                     f"send requests with another {name} in a call of their own."
                 )
-        _check_options(self._model, first.options)
+        for name in _OWN_OPTIONS & first.options.keys():
+            raise LemError(f"lem_kit sets the option '{name}' itself: use the fields of Request instead.")
         options = {"max_new_tokens": first.max_new_tokens, **first.options}
         if first.fixed_length:
             options["min_new_tokens"] = first.max_new_tokens
@@ -236,68 +249,45 @@ def _ids(value: Any) -> set[int]:
     return set() if value is None else {value} if isinstance(value, int) else set(value)
 
 
-def _check_engine_args(model: str, path: str, hub: dict[str, Any], engine_args: dict[str, Any]) -> None:
-    """Refuse a missing model and an unknown keyword before anything large is read.
-
-    from_pretrained takes its own keywords, then any attribute of the model's configuration, then what the model's class
-    takes. The configuration is read here to know the second kind.
-    """
-    if model.startswith(("/", ".", "~")) and not os.path.isdir(path):  # no name of a Hub model begins so
-        raise LemError(f"Model '{model}' cannot be loaded: there is no such folder. Check the path.")
-    known = _load_keywords()
-    others = {name: value for name, value in engine_args.items() if name not in known}
-    config = engine_args.get("config")
-    if not isinstance(config, transformers.PretrainedConfig):
-        try:
-            config, unused = transformers.AutoConfig.from_pretrained(path, return_unused_kwargs=True, **hub, **others)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise LemError(
-                f"Model '{model}' cannot be loaded: {reason} Give a folder, a Hub id that this machine can reach, or a "
-                f"name that lem_kit builds itself; {nearest(model, models.names())}"
-            ) from error
-        others = {name: value for name, value in others.items() if name in unused}
-    if getattr(config, "auto_map", None):
-        return  # the model brings code of its own, whose keywords only it knows
-    model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if model_class is not None:
-        known |= set(inspect.signature(model_class.__init__).parameters) - {"self", "config"}
-    for name in others.keys() - known:
+def _read_config(model: str, path: str, hub: dict[str, Any]) -> Any:
+    """The model's configuration, or one sentence that says why there is none."""
+    try:
+        if model.startswith(("/", ".", "~")) and not os.path.isdir(path):  # no name of a Hub model begins so
+            raise OSError("there is no such folder.")
+        return transformers.AutoConfig.from_pretrained(path, **hub)
+    except (OSError, ValueError) as error:
         raise LemError(
-            f"transformers does not know the engine argument '{name}': {nearest(name, {*known, *config.to_dict()})}"
-        )
+            f"Model '{model}' cannot be loaded: {str(error).strip().splitlines()[0]} Give a folder, a Hub id that this "
+            f"machine can reach, or a name that lem_kit builds itself; {nearest(model, models.names())}"
+        ) from error
 
 
-def _load_keywords() -> set[str]:
-    """Keywords of from_pretrained. No list of them is published, so they are read from its signature and its source."""
-    found: set[str] = set()
-    for owner in (*transformers.AutoModelForCausalLM.__mro__, transformers.PreTrainedModel):
-        if function := vars(owner).get("from_pretrained"):
-            source = inspect.getsource(function.__func__)
-            found |= set(inspect.signature(function.__func__).parameters)
-            found |= set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', source))
-            for names in re.findall(r"for name in \[([^\]]*)\]", source):  # those that are accepted and ignored
-                found |= set(re.findall(r'"(\w+)"', names))
-    found -= {"cls", "pretrained_model_name_or_path", "model_args", "kwargs"}
-    return {name for name in found if not name.startswith("_")}
+def _hub_answers() -> bool:
+    """One attempt by the Hub's own client, which would make six, and wait 23 seconds, for each file that is not cached."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # its class depends on the client's release
+        return False
+    return True
 
 
-def _check_options(model: Any, options: Mapping[str, Any]) -> None:
-    known = set(vars(transformers.GenerationConfig()))
-    for function in (model.generate, model.forward, model.prepare_inputs_for_generation):
-        known |= set(inspect.signature(function).parameters)
-    known |= {
-        "assistant_tokenizer",
-        "tokenizer",
-        "trust_remote_code",
-        *transformers.utils.TransformersKwargs.__optional_keys__,
-    }
-    known = {name for name in known if not name.startswith("_")} - {"kwargs", *_OWN_OPTIONS}
-    for name in options:
-        if name in _OWN_OPTIONS:
-            raise LemError(f"lem_kit sets the option '{name}' itself: use the fields of Request instead.")
-        if name not in known:
-            raise LemError(f"transformers' generate does not know the option '{name}': {nearest(name, known)}")
+def _commit(path: str, hub: dict[str, Any]) -> str | None:
+    """The commit of a Hub model, from the place of its file in the local Hub cache."""
+    if os.path.isdir(path):
+        return None
+    file = os.path.join(hub.get("subfolder") or "", hub.get("gguf_file") or "config.json").replace(os.sep, "/")
+    cached = huggingface_hub.try_to_load_from_cache(path, file, hub.get("cache_dir"), hub.get("revision"))
+    found = re.search(r"snapshots/([0-9a-f]{40})/", str(cached).replace(os.sep, "/"))
+    return found[1] if found else None
+
+
+def _engine_keywords(config: Any) -> set[str]:
+    """What from_pretrained may take, to suggest a name. No list is published: it is read from signature and source."""
+    known = set(config.to_dict()) if isinstance(config, transformers.PretrainedConfig) else set()
+    for owner in (transformers.AutoModelForCausalLM, transformers.PreTrainedModel):
+        known |= set(inspect.signature(owner.from_pretrained).parameters)
+        known |= set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', inspect.getsource(owner.from_pretrained)))
+    return {name for name in known if not name.startswith("_")} - {"pretrained_model_name_or_path", "model_args", "kwargs"}
 
 
 def _facts(
@@ -335,13 +325,3 @@ def _facts(
             "generation": {**jsonable(model.generation_config.to_diff_dict()), "do_sample": False},
         },
     }
-
-
-def _commit(path: str, hub: dict[str, Any]) -> str | None:
-    """The commit of a Hub model, from the place of its file in the local Hub cache."""
-    where = {key: value for key, value in hub.items() if key in ("cache_dir", "revision", "subfolder")}
-    file = transformers.utils.cached_file(
-        path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False, **where
-    )
-    found = re.search(r"snapshots/([0-9a-f]{40})/", str(file).replace("\\", "/"))
-    return found.group(1) if found else None
