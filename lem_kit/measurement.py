@@ -11,6 +11,7 @@ Not covered here: how energy is found between two instants (`trace`), files (`st
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,7 +55,8 @@ REASONS: Mapping[str, str] = {
 class Request:
     """One prompt and how much to generate from it.
 
-    Exactly one of `prompt` (text, tokenised by the engine) and `prompt_token_ids` is given. `max_new_tokens` bounds the
+    Exactly one of `prompt` (text, tokenised by the engine) and `prompt_token_ids` (any sequence of ids; kept as a tuple of
+    int) is given. `max_new_tokens` bounds the
     output; with `fixed_length` the engine is told to ignore end-of-sequence so that exactly that many come out.
     `options` go to the engine's sampling call untouched.
     """
@@ -70,8 +72,20 @@ class Request:
 
         if (self.prompt is None) == (self.prompt_token_ids is None):
             raise LemError("A Request takes either prompt= (text) or prompt_token_ids= (a sequence of ids), one of the two.")
-        if not (self.prompt if self.prompt is not None else self.prompt_token_ids):
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise LemError(f"A Request's prompt= is a text: got {self.prompt!r}.")
+        if self.prompt_token_ids is not None:
+            try:
+                ids = tuple(operator.index(i) for i in self.prompt_token_ids)
+            except TypeError:
+                raise LemError("A Request's prompt_token_ids= is a sequence of whole numbers, and not of batches.") from None
+            if min(ids, default=0) < 0:
+                raise LemError(f"A Request's prompt_token_ids= cannot be negative: got {min(ids)}.")
+            object.__setattr__(self, "prompt_token_ids", ids)
+        if not (self.prompt or self.prompt_token_ids):
             raise LemError("A Request needs a prompt of at least one token: this one is empty.")
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int):
+            raise LemError(f"max_new_tokens= is a whole number of tokens: got {self.max_new_tokens!r}.")
         if self.max_new_tokens < 1:
             raise LemError(f"A Request must generate at least one token: max_new_tokens={self.max_new_tokens}.")
 
@@ -143,6 +157,10 @@ class Energy:
             raise ValueError(f"{self.key}: an unknown energy needs a reason")
         if (self.joules is None) != (self.uncertainty_j is None):
             raise ValueError(f"{self.key}: joules and uncertainty_j are known together or not at all")
+        if self.joules is not None and not (math.isfinite(self.joules) and self.joules > 0.0):
+            raise ValueError(f"{self.key}: {self.joules} is no energy that hardware uses; unknown is None")
+        if self.uncertainty_j is not None and not (math.isfinite(self.uncertainty_j) and self.uncertainty_j >= 0.0):
+            raise ValueError(f"{self.key}: {self.uncertainty_j} is not the half-width of an interval")
 
     @property
     def key(self) -> str:
@@ -209,11 +227,14 @@ class Measurement:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as strict JSON has it: tuples become lists, and what JSON lacks (NaN, dtypes, paths) becomes its text."""
+    """`value` as strict JSON has it: tuples become lists, NumPy's and torch's scalars plain numbers, and what JSON lacks (NaN,
+    dtypes, paths) its text."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(item) for item in value]
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return jsonable(value.item())
     return str(value)

@@ -45,22 +45,30 @@ def synthetic(
 
 def texts(prompts: Iterable[str], max_new_tokens: int = 64, fixed_length: bool = False, **options: Any) -> list[Request]:
     """One request per text."""
+    if isinstance(prompts, str):
+        raise LemError("texts() takes a list of texts, and this is one text: write [text].")
     return [Request(prompt=p, max_new_tokens=max_new_tokens, fixed_length=fixed_length, options=options) for p in prompts]
 
 
 def jsonl(path: str | Path, max_new_tokens: int = 64, field: str = "prompt", **options: Any) -> list[Request]:
-    """One request per line of a JSON Lines file whose objects hold the text under `field`."""
-    prompts = []
+    """One request per line of a JSON Lines file whose objects hold the text under `field`. Blank lines are passed over."""
+    made: list[Request] = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 inside a text
     except OSError as error:
         raise LemError(f"Cannot read the prompts file {path}: {error.strerror}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise LemError(f"Cannot read the prompts file {path}: it is not UTF-8 text. Convert it.") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            prompts.append(json.loads(line)[field])
+            made += texts([json.loads(line)[field]], max_new_tokens, **options)
         except (ValueError, KeyError, TypeError) as error:
             raise LemError(f'{path}, line {number}: expected a JSON object with the text under "{field}".') from error
-    return texts(prompts, max_new_tokens, **options)
+        except LemError as error:
+            raise LemError(f"{path}, line {number}: {error}") from error
+    return made
 
 
 def disguised(requests: Sequence[Request], seed: int = 0) -> list[Request]:

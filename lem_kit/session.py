@@ -93,7 +93,7 @@ class Session:
     """Energy sources opened once, one sampler thread, and the measurements made with them.
 
     `folder`: where each Measurement is saved, in a folder of its own; None keeps them in `measurements` only. `sources`:
-    names ("replay=PATH") or open sources; None opens every one that can be opened, or those in LEM_KIT_SOURCES.
+    names ("name" or "name=argument") or open sources; None opens every one that can be opened, or those in LEM_KIT_SOURCES.
     `unavailable` maps the rest to the reason. Use it as a context manager, or call `close`.
     """
 

@@ -73,19 +73,31 @@ def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource]
     """Open every source that can be opened; return them with the reason for each that cannot.
 
     `specs` defaults to LEM_KIT_SOURCES (comma separated), or else to every source in this folder that opens without an
-    argument. "none" opens nothing. An unknown name is an error; a source that is merely unavailable is a reason.
+    argument. "none" opens nothing, and what is named twice is opened once. An unknown name is an error; a source that is
+    merely unavailable is a reason. After an error nothing is left open.
     """
     if specs is None and os.environ.get("LEM_KIT_SOURCES"):
         specs = os.environ["LEM_KIT_SOURCES"].split(",")
+    asked = source_names() if specs is None else [spec.strip() for spec in specs]
     opened: list[EnergySource] = []
     unavailable: dict[str, str] = {}
-    for spec in source_names() if specs is None else specs:
-        if spec.strip() == "none":
-            continue
-        try:
-            opened.append(open_source(spec))
-        except Unavailable as error:
-            unavailable[spec.partition("=")[0].strip()] = str(error)
+    try:
+        for spec in dict.fromkeys(asked):
+            if spec in ("", "none"):
+                continue
+            try:
+                opened.append(open_source(spec))
+            except Unavailable as error:
+                unavailable[spec.partition("=")[0]] = str(error)
+            except Exception as error:
+                if specs is not None:
+                    raise
+                # Nobody asked for this one, so its broken library must not cost the others.
+                unavailable[spec] = f"{type(error).__name__}: {error}"
+    except BaseException:
+        for source in opened:
+            source.close()
+        raise
     return opened, unavailable
 
 
