@@ -227,14 +227,14 @@ class Measurement:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as strict JSON has it: tuples become lists, NumPy's and torch's scalars plain numbers, and what JSON lacks (NaN,
-    dtypes, paths) its text."""
+    """`value` as strict JSON has it: tuples become lists, scalars of NumPy and torch become numbers, and what JSON lacks
+    (NaN, dtypes, paths) becomes its text."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(item) for item in value]
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return jsonable(value.item())
+    if getattr(value, "shape", None) == () and isinstance(plain := value.item(), (bool, int, float, str)):
+        return jsonable(plain)
     return str(value)

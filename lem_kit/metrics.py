@@ -132,7 +132,8 @@ def measured_s(m: Measurement) -> float:
 
 
 def output_tokens_per_s(m: Measurement) -> float | None:
-    """Output throughput, tokens/s: output tokens / measured seconds. (vLLM bench "output_throughput".)"""
+    """Output throughput, tokens/s: output tokens / measured seconds. (vLLM bench "output_throughput"; there without the
+    tokens of failed requests, which were generated, cost energy and count here.)"""
     tokens = output_tokens(m)
     return tokens / measured_s(m) if tokens is not None and measured_s(m) > 0 else None
 
@@ -275,7 +276,7 @@ def student_t(degrees: int) -> float:
 
 
 def quantity(value: float, half_width: float | None, unit: str) -> str:
-    """ "12.3 ± 0.4 J": as many digits as the interval leaves meaning."""
+    """ "12.34 ± 0.42 J": as many digits as the interval leaves meaning, which are two of its own."""
     if half_width is None or not half_width > 0:
         return f"{value:.4g} {unit}".strip()
     digits = max(0, 1 - math.floor(math.log10(half_width)))

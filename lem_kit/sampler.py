@@ -23,8 +23,8 @@ from .trace import Series, Trace, refresh_period_s
 
 # A window's end waits at most this long for a counter's next update, however slow the counter.
 LONGEST_WAIT_S = 0.25
-# `stop` waits this long for a source that is being read.
-LONGEST_STOP_S = 5.0
+# `stop` waits this long for a source that is being read or closed.
+LONGEST_STOP_S = 30.0
 # A source that goes on failing is written down this often.
 REPEAT_FAILURE_NS = 1_000_000_000
 
@@ -44,6 +44,7 @@ class Sampler:
         self.busy_ns = 0  # time spent inside `sample`: the meter's own share
         self._clock = clock
         self._due_ns: dict[str, int] = {}
+        self._unclosed: list[str] = []
         self._said: dict[str, tuple[str, int]] = {}
         self._passes = 0
         self._changed = threading.Condition()
@@ -69,11 +70,14 @@ class Sampler:
         self._wake.set()
         if self._thread is None:
             self._close()
-            return
-        self._thread.join(LONGEST_STOP_S)
-        if self._thread.is_alive():
-            warnings.warn("An energy source hangs while it is read; it is closed when it answers.", stacklevel=2)
-        self._thread = None
+        else:
+            self._thread.join(LONGEST_STOP_S)
+            if self._thread.is_alive():
+                warnings.warn("An energy source does not answer. It is left behind, and closed when it does.", stacklevel=2)
+            else:
+                self._thread = None
+        while self._unclosed:
+            warnings.warn(self._unclosed.pop(), stacklevel=2)
 
     def _close(self) -> None:
         while self.sources:
@@ -81,7 +85,7 @@ class Sampler:
             try:
                 source.close()
             except Exception as error:  # one that cannot be closed must not keep the others open
-                warnings.warn(f"The energy source '{source.name}' could not be closed: {error}", stacklevel=2)
+                self._unclosed.append(f"The energy source '{source.name}' could not be closed: {error}")
 
     def _loop(self) -> None:
         while not self._stopping:
@@ -117,12 +121,11 @@ class Sampler:
         with self._changed:
             for domain, reading in readings.items():
                 key = f"{source.name}:{domain}"
-                described = source.domains[domain]
+                self.trace.domains.setdefault(key, source.domains[domain])
                 series = self.trace.counters.get(key, Series())
                 if not series.t_ns or reading.t_ns > series.t_ns[-1]:  # an instant is read once; later it is no news
                     series.append(*reading)
                 self.trace.counters[key] = series  # only now: a series in the trace holds at least one reading
-                self.trace.domains.setdefault(key, described)
 
     def _note_gauges(self, source: EnergySource, gauges: Mapping[str, float]) -> None:
         with self._changed:

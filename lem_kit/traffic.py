@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -63,7 +63,7 @@ class Burst:
         return {"arrivals": "burst"}
 
     async def drive(self, count: int, submit: Submit) -> None:
-        await asyncio.gather(*(submit([i]) for i in range(count)))
+        await _all(submit([i]) for i in range(count))
 
 
 batches, burst = Batches, Burst
@@ -89,26 +89,41 @@ async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals
 
     async def submit(group: Sequence[int]) -> None:
         parts = [[i] for i in group] if backend.concurrent else [list(group)]
-        await asyncio.gather(*(together(part, time.monotonic_ns()) for part in parts))
+        await _all(together(part, time.monotonic_ns()) for part in parts)
 
     async def together(group: list[int], sched_ns: int) -> None:
         events: dict[int, list[TokenEvent]] = {i: [] for i in group}
         error = None
+        stream: Any = None
         dispatch_ns = time.monotonic_ns()
-        stream = backend.generate([requests[i] for i in group])
         try:
+            stream = backend.generate([requests[i] for i in group])
             async for event in stream:
                 events[group[event.index]].append(event)
         except LemError:
             raise
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()  # whatever ended the loop above, the engine's work on these requests ends too
         done_ns = time.monotonic_ns()
         for i in group:
             done[i] = _completion(events[i], sched_ns, dispatch_ns, done_ns, error, repeat)
 
     await arrivals.drive(len(requests), submit)
     return [done[i] for i in range(len(requests))]
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Await all of them; when one raises, cancel the others and wait for them, so that none works on unseen."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _completion(
@@ -134,6 +149,7 @@ def _completion(
 
 
 _loop: asyncio.AbstractEventLoop | None = None
+_loop_thread: threading.Thread | None = None
 _loop_lock = threading.Lock()
 
 
@@ -143,11 +159,13 @@ def run_blocking(work: Coroutine[Any, Any, Result]) -> Result:
     One loop for the life of the process, because engines tie their output task to the loop they were first used on; a
     background one, because a notebook's own loop is already running. An interrupt cancels the work and waits for it.
     """
-    global _loop
+    global _loop, _loop_thread
     with _loop_lock:
-        if _loop is None:
+        if _loop is None or _loop_thread is None or not _loop_thread.is_alive():  # a forked child has no thread but its own
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="lem-loop", daemon=True).start()
+            _loop_thread = threading.Thread(target=_loop.run_forever, name="lem-loop", daemon=True)
+            _loop_thread.start()
+        loop = _loop
     ended = threading.Event()
 
     async def watched() -> Result:
@@ -156,7 +174,7 @@ def run_blocking(work: Coroutine[Any, Any, Result]) -> Result:
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(watched(), _loop)
+    future = asyncio.run_coroutine_threadsafe(watched(), loop)
     try:
         return future.result()
     except BaseException:

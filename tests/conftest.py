@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,15 +34,15 @@ def clock() -> FakeClock:
 @pytest.fixture(autouse=True)
 def nothing_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test may leave a sampler's thread alive or a sampler's sources open."""
-    samplers: list[weakref.ref[Sampler]] = []
+    samplers: list[Sampler] = []
     begin = Sampler.__init__
 
     def noted(self: Sampler, *args: object, **kwargs: object) -> None:
         begin(self, *args, **kwargs)  # type: ignore[arg-type]
-        samplers.append(weakref.ref(self))
+        samplers.append(self)
 
     monkeypatch.setattr(Sampler, "__init__", noted)
     yield
     threads = [thread.name for thread in threading.enumerate() if thread.name == "lem-sampler"]
-    left = [s.name for found in samplers if (sampler := found()) is not None for s in sampler.sources]
+    left = [source.name for sampler in samplers for source in sampler.sources]
     assert not threads and not left, f"left running: {threads}, left open: {left}"
