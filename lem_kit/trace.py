@@ -151,7 +151,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     powers a and b inside one refresh period makes interpolation wrong by at most |a - b| f (1 - f) T. The two half-widths
     are added as they are, since readings that slowly drift against the counter's updates miss both by the same.
     A load that varies so fast that its powers do not show between knots can exceed the interval: of windows over square
-    waves of 1.2 to 2 refresh periods it holds the truth in about 85 %.
+    waves of 1.2 to 2 refresh periods it holds the truth in 30 to 90 %, the less the finer the readings.
     """
     domain = trace.domains[key]
     series = trace.counters.get(key, Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)

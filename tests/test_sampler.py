@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from conftest import FakeClock
 
+from lem_kit import sampler as sampler_module
 from lem_kit.energy import Reading
+from lem_kit.errors import LemError
 from lem_kit.sampler import LONGEST_WAIT_S, Sampler
-from lem_kit.trace import Domain
+from lem_kit.trace import Domain, Trace
 
 
 class Meter:
@@ -19,13 +22,17 @@ class Meter:
         self.name, self.interval_s, self._clock = name, interval_s, clock
         self.domains: Mapping[str, Domain] = {"gpu0": Domain("gpu", "counter", refresh_s=0.0)}
         self.problem: Exception | None = None
-        self.block_s = 0.0
+        self.gate = threading.Event()  # a read waits until it is set
+        self.gate.set()
+        self.reading = threading.Event()
+        self.failures: dict[str, str] = {}
         self.reads = 0
         self.closed = False
 
     def read(self) -> dict[str, Reading]:
         self.reads += 1
-        time.sleep(self.block_s)
+        self.reading.set()
+        self.gate.wait()
         if self.problem:
             raise self.problem
         return {"gpu0": Reading(self._clock(), self._clock() / 1e9)}
@@ -68,6 +75,81 @@ def test_a_source_that_fails_is_written_down_and_tried_again(clock: FakeClock) -
     sampler.stop()
 
 
+def test_each_failing_source_is_written_down_again_after_a_second(clock: FakeClock) -> None:
+    """Two dead sources must not silence each other: a window learns from its own seconds why it knows nothing."""
+    one, two = Meter("one", clock), Meter("two", clock)
+    one.problem = two.problem = OSError("gone")
+    sampler = Sampler([one, two], 0.05, clock)
+    for _ in range(50):
+        sampler.sample()
+        clock.advance(0.05)
+    assert [name for _, name, _ in sampler.trace.failures] == ["one", "two"] * 3
+    one.problem = OSError("gone for good")
+    sampler.sample()
+    assert sampler.trace.failures[-1][1:] == ("one", "gone for good"), "news is written at once"
+    sampler.stop()
+
+
+def test_a_domain_that_fails_is_written_down_beside_those_that_answer(clock: FakeClock) -> None:
+    meter = Meter("m", clock)
+    meter.failures = {"gpu1": "fell off the bus"}
+    sampler = Sampler([meter], 0.05, clock)
+    sampler.sample()
+    assert sampler.trace.failures == [(clock(), "m:gpu1", "fell off the bus")] and list(sampler.trace.counters) == ["m:gpu0"]
+    sampler.stop()
+
+
+def broken_gauges() -> dict[str, float]:
+    raise RuntimeError("no thermometer")
+
+
+NOW = Reading(1, 2.0)
+NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+    "no gauge": ({"gauges": broken_gauges}, "no thermometer"),
+    "a gauge without a number": ({"gauges": lambda: {"gpu0.power_w": None}}, "must be real number"),
+    "a domain not described": ({"read": lambda: {"gpu7": NOW}}, "gpu7"),
+    "a reading without a number": ({"read": lambda: {"gpu0": Reading(1, None)}}, "NoneType"),  # type: ignore[arg-type]
+    "a reading without an instant": ({"read": lambda: {"gpu0": Reading(None, 1.0)}}, "NoneType"),  # type: ignore[arg-type]
+    "no reading at all": ({"read": lambda: None}, "NoneType"),
+    "failures that are none": ({"failures": 3}, "items"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_nothing_a_source_does_ends_the_thread(case: str) -> None:
+    """It is a failure in the trace; what else was read in the pass stands, and columns stay of one length."""
+    attributes, words = NONSENSE[case]
+    odd, sound = Meter("odd", time.monotonic_ns), Meter("sound", time.monotonic_ns)
+    for name, value in attributes.items():
+        setattr(odd, name, value)
+    sampler = Sampler([odd, sound], 0.005)
+    sampler.start()
+    for _ in range(2):
+        edge = sampler.edge()
+        sampler.settle(edge)
+        assert sampler.trace.counters["sound:gpu0"].t_ns[-1] >= edge
+    sampler.stop()
+    assert words in next(sentence for _, name, sentence in sampler.trace.failures if name == "odd")
+    assert all(s.t_ns and len(s.t_ns) == len(s.value) for s in sampler.trace.counters.values())
+    assert ("odd:gpu0" in sampler.trace.counters) == ("read" not in attributes), "gauges that fail cost no energy"
+
+
+def test_a_gauge_that_is_no_number_is_left_out(clock: FakeClock) -> None:
+    meter = Meter("m", clock)
+    meter.gauges = lambda: {"gpu0.power_w": float("nan"), "gpu0.temperature_c": 41.0}  # type: ignore[method-assign]
+    sampler = Sampler([meter], 0.05, clock)
+    sampler.sample()
+    assert list(sampler.trace.gauges) == ["m:gpu0.temperature_c"]
+    sampler.stop()
+
+
+def test_two_sources_of_one_name_are_refused_and_closed(clock: FakeClock) -> None:
+    meters = [Meter("m", clock), Meter("m", clock), Meter("other", clock)]
+    with pytest.raises(LemError, match="named m,"):
+        Sampler(meters, 0.05, clock)
+    assert all(meter.closed for meter in meters)
+
+
 def test_an_instant_is_written_once(clock: FakeClock) -> None:
     sampler = Sampler([Meter("m", clock)], 0.05, clock)
     sampler.sample()
@@ -102,17 +184,123 @@ def test_the_thread_samples_settles_and_ends() -> None:
     assert "lem-sampler" not in [thread.name for thread in threading.enumerate()] and meter.closed
 
 
-def test_a_source_that_hangs_does_not_hang_the_window() -> None:
+def hanging() -> tuple[Sampler, Meter]:
+    """A running sampler whose source is stuck in a read until its gate is opened."""
     meter = Meter("m", time.monotonic_ns)
     sampler = Sampler([meter], 0.005)
     sampler.start()
     sampler.settle(sampler.edge())
-    meter.block_s = 1.5
-    time.sleep(0.05)
-    started = time.monotonic()
-    sampler.settle(sampler.edge())
-    assert time.monotonic() - started < 4 * LONGEST_WAIT_S
+    meter.gate.clear()
+    meter.reading.clear()
+    assert meter.reading.wait(10)
+    return sampler, meter
+
+
+def test_a_source_that_hangs_does_not_hang_the_window() -> None:
+    sampler, meter = hanging()
+    edge = sampler.edge()
+    sampler.settle(edge)  # would not return, were it to wait for the reading
+    assert sampler.trace.counters["m:gpu0"].t_ns[-1] < edge
+    meter.gate.set()
     sampler.stop()
+    assert meter.closed
+
+
+def test_a_source_that_hangs_does_not_hang_the_end_and_is_not_closed_under_its_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "LONGEST_STOP_S", 0.01)
+    sampler, meter = hanging()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="does not answer"):
+            sampler.stop()
+        assert not meter.closed
+    meter.gate.set()
+    monkeypatch.setattr(sampler_module, "LONGEST_STOP_S", 30.0)
+    sampler.stop()
+    assert meter.closed and sampler.sources == []
+
+
+def test_the_thread_closes_every_source_even_if_one_cannot_be() -> None:
+    first, bad, last = (Meter(name, time.monotonic_ns) for name in ("first", "bad", "last"))
+
+    def cannot() -> None:
+        raise OSError("stuck")
+
+    bad.close = cannot  # type: ignore[method-assign]
+    sampler = Sampler([first, bad, last], 0.005)
+    sampler.start()
+    with pytest.warns(UserWarning, match="'bad' could not be closed: stuck"):
+        sampler.stop()
+    assert first.closed and last.closed and sampler.sources == []
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, sampler: Sampler) -> list[tuple[bool, float]]:
+    """What `settle` waits for: whether it was so already, and how long it would wait; it does not wait here."""
+    seen: list[tuple[bool, float]] = []
+
+    def wait_for(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        seen.append((predicate(), timeout or 0.0))
+        return predicate()
+
+    monkeypatch.setattr(sampler._changed, "wait_for", wait_for)
+    monkeypatch.setattr(sampler, "_thread", threading.current_thread())  # as if one ran; the test samples in its place
+    return seen
+
+
+def test_settle_waits_one_refresh_period_for_a_stepping_counter(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter("m", clock)
+    meter.domains = {"gpu0": Domain("gpu", "counter")}
+    meter.read = lambda: {"gpu0": Reading(clock(), 20.0 * (clock() // 100_000_000))}  # type: ignore[method-assign]
+    sampler = Sampler([meter], 0.05, clock)
+    for _ in range(21):
+        sampler.sample()
+        clock.advance(0.05)
+    edge = clock()
+    seen = waits(monkeypatch, sampler)
+    sampler.settle(edge)
+    assert [met for met, _ in seen] == [False, False]
+    assert seen[1][1] == pytest.approx(1.2 * 0.1 + 0.05), "1.2 refresh periods and one interval"
+    for _ in range(4):
+        sampler.sample()
+        clock.advance(0.05)
+    sampler.settle(edge)
+    assert [met for met, _ in seen[2:]] == [True, True]
+    assert all(0 < longest <= LONGEST_WAIT_S for _, longest in seen)
+    monkeypatch.undo()
+    sampler.stop()
+
+
+def test_settle_waits_for_a_pass_that_began_after_it_when_a_source_is_silent(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, sound = Meter("silent", clock), Meter("sound", clock)
+    sampler = Sampler([silent, sound], 0.05, clock)
+    sampler.sample()
+    silent.problem = OSError("gone")
+    clock.advance(1)
+    met: list[bool] = []
+
+    def wait_for(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        for _ in range(3):
+            met.append(predicate())
+            sampler.sample()
+        return True
+
+    monkeypatch.setattr(sampler._changed, "wait_for", wait_for)
+    monkeypatch.setattr(sampler, "_thread", threading.current_thread())
+    sampler.settle(clock())
+    assert met == [False, False, True], "the pass that was under way does not count, the next one does"
+    monkeypatch.undo()
+    sampler.stop()
+
+
+def test_settle_without_a_thread_reads_at_once(clock: FakeClock) -> None:
+    meter = Meter("m", clock)
+    sampler = Sampler([meter], 0.05, clock)
+    sampler.settle(sampler.edge())
+    assert meter.reads == 1
+    sampler.stop()
+    sampler.settle(sampler.edge())
+    assert meter.reads == 1
 
 
 def test_a_slice_is_a_copy(clock: FakeClock) -> None:
@@ -127,12 +315,32 @@ def test_a_slice_is_a_copy(clock: FakeClock) -> None:
     sampler.stop()
 
 
-def test_its_own_share_is_known() -> None:
-    sampler = Sampler([Meter("m", time.monotonic_ns)], 0.01)
+def test_slices_are_whole_while_the_thread_writes() -> None:
+    meters = [Meter(f"m{i}", time.monotonic_ns) for i in range(4)]
+    sampler = Sampler(meters, 0.0001)
     sampler.start()
-    time.sleep(0.3)
+    for _ in range(200):
+        part: Trace = sampler.slice(0, time.monotonic_ns())
+        for series in (*part.counters.values(), *part.gauges.values()):
+            assert len(series.t_ns) == len(series.value) and list(series.t_ns) == sorted(series.t_ns)
+        assert set(part.counters) <= set(part.domains)
     sampler.stop()
-    assert 0 < sampler.busy_ns < 0.1 * 300_000_000
+
+
+def test_its_own_share_is_known(clock: FakeClock) -> None:
+    meter = Meter("m", clock)
+
+    def read() -> dict[str, Reading]:
+        clock.advance(0.002)
+        return {"gpu0": Reading(clock(), 1.0)}
+
+    meter.read = read  # type: ignore[method-assign]
+    sampler = Sampler([meter], 0.05, clock)
+    for _ in range(3):
+        sampler.sample()
+        clock.advance(0.05)
+    assert sampler.busy_ns == 6_000_000
+    sampler.stop()
 
 
 @pytest.mark.parametrize("problem", [OSError(), RuntimeError("x")])
