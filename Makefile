@@ -3,8 +3,8 @@ PYTHON ?= python3
 MODEL ?= tiny-llama
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL)),$(comma)gemma)
 comma := ,
+EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL)),$(comma)gemma)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-gemma lint format notebooks clean
