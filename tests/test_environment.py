@@ -1,18 +1,16 @@
-"""Facts about the machine: strict JSON, unknown is None, no names of people or hosts. And the table of reason codes."""
+"""Facts about the machine: strict JSON, unknown is None, no names of people or hosts."""
 
 from __future__ import annotations
 
 import getpass
 import json
 import platform
-import re
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from lem_kit import environment
-from lem_kit.measurement import REASONS, jsonable
 
 
 def test_it_is_strict_json_without_user_or_host() -> None:
@@ -42,17 +40,39 @@ def test_versions_are_those_of_loaded_modules() -> None:
     assert versions["pytest"] == pytest.__version__ and "json.decoder" not in versions
 
 
-def test_every_reason_is_used_and_every_used_one_is_explained() -> None:
-    source = "\n".join(path.read_text() for path in (ROOT / "lem_kit").rglob("*.py"))
-    used = set(re.findall(r'(?:_unknown\(|reasons\.append\(|reasons=\(|return _unknown\()"(\w+)"', source))
-    used |= set(re.findall(r'_unknown\("\w+" if failed else "(\w+)"\)', source))
-    assert used <= set(REASONS), used - set(REASONS)
-    for code in REASONS:
-        assert len(re.findall(rf'"{code}"', source)) >= 2, f"{code} is explained but never given"
+def test_what_contains_the_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KUBERNETES_SERVICE_HOST", "container"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment.describe(tmp_path)["container"] is None
+    monkeypatch.setenv("container", "systemd-nspawn")
+    assert environment.describe(tmp_path)["container"] == "systemd-nspawn"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert environment.describe(tmp_path)["container"] == "kubernetes"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.containerenv").touch()
+    assert environment.describe(tmp_path)["container"] == "podman"
 
 
-def test_jsonable_leaves_nothing_that_json_lacks() -> None:
-    value = {1: (1, 2.5), "nan": float("nan"), "path": Path("a"), "none": None, "set": {3}, "deep": [{"x": float("inf")}]}
-    found = jsonable(value)
-    expected = {"1": [1, 2.5], "nan": "nan", "path": "a", "none": None, "set": [3], "deep": [{"x": "inf"}]}
-    assert found == expected and json.dumps(found, allow_nan=False)
+@pytest.mark.parametrize("problem", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 2)])
+def test_without_git_the_commit_is_none(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
+    def run(*args: object, **kwargs: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(subprocess, "run", run)
+    facts = environment.describe()
+    assert facts["git_commit"] is None and facts["git_dirty"] is None
+
+
+def test_outside_a_repository_the_commit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    facts = environment.describe()
+    assert facts["git_commit"] is None and facts["git_dirty"] is None
+
+
+def test_where_the_memory_is_not_told_it_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sysconf(name: str) -> int:
+        raise ValueError(name)
+
+    monkeypatch.setattr("os.sysconf", sysconf)
+    assert environment.describe()["memory_bytes"] is None

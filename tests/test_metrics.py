@@ -184,6 +184,63 @@ def test_a_row_is_strict_json_with_the_same_columns(m: Measurement) -> None:
     assert 0.0 not in (row["energy_j"], row["j_per_output_token"])
 
 
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [
+        (12.3456, 0.42, "12.35 ± 0.42 J"), (1234.5, 30.0, "1234 ± 30 J"), (1234.5, 4000.0, "1234 ± 4000 J"),
+        (0.00123456, 0.000012, "0.001235 ± 0.000012 J"), (1.5e-9, 2e-10, "1.500e-09 ± 2.0e-10 J"),
+        (12.3456, None, "12.35 J"), (12.3456, 0.0, "12.35 J"), (12.3456, math.nan, "12.35 J"),
+    ],
+)  # fmt: skip
+def test_a_quantity_has_the_digits_that_its_interval_leaves(value: float, half: float | None, text: str) -> None:
+    assert metrics.quantity(value, half, "J") == text
+
+
+def test_reasons_are_told_once_the_records_own_first() -> None:
+    parts = [Energy("a", d, "counter", "gpu", None, None, ("no_reading", "x")) for d in ("g0", "g1")]
+    assert metrics.reasons(measured(parts, reasons=("failed", "x"))) == ["failed", "x", "no_reading"]
+
+
+def test_a_source_that_knows_half_gives_no_total_to_another_of_its_scope() -> None:
+    parts = [energy("nvml:gpu0", None), energy("sampled:gpu0", 40, method="integral")]
+    assert metrics.energy_j(measured(parts)) is None, "which source counts does not depend on what it happened to see"
+    integral = metrics.energy_j(measured(parts[1:]))
+    assert integral is not None and integral.method == "integral"
+
+
+def test_repeats_of_other_sources_make_no_sum() -> None:
+    assert metrics.energy_j(measured(repeats=[[energy("a:g", 1)], [energy("b:g", 1)]])) is None
+    assert metrics.energy_j(measured([energy("a:g", 1)], repeats=[[]])) is None
+
+
+def test_one_repeat_has_the_meters_interval_only() -> None:
+    total = metrics.energy_j(measured(repeats=[[energy("a:g", 10.0, 0.3), energy("a:h", 10.0, 0.4)]]))
+    assert total is not None and total.half_width == pytest.approx(0.5)
+
+
+def test_unknown_tokens_give_no_figure_per_token() -> None:
+    spans = tuple(Repeat(k * SECOND, (k + 1) * SECOND, {"a:g": energy("a:g", 4.0)}, n) for k, n in enumerate((10, None)))
+    m = Measurement("r", "window", "l", "ok", "", 0, 2 * SECOND, {}, spans)
+    assert metrics.output_tokens(m) is None and metrics.output_tokens_per_s(m) is None
+    assert metrics.j_per_output_token(m) is None and metrics.energy_j(m) is not None
+    assert metrics.output_tokens(measured(output_tokens=7, repeats=[[]])) == 7
+
+
+def test_when_every_request_failed_nothing_is_divided_by_none() -> None:
+    m = measured([energy("a:g", 4.0)], [completion(error="oh", prompt=None)])
+    assert metrics.completed_requests(m) == 0 and metrics.requests_per_s(m) == 0.0
+    assert (
+        metrics.j_per_request(m) is None
+        and metrics.j_per_output_token(m) is None
+        and metrics.values(m, metrics.ttft_s) == []
+    )
+
+
+def test_a_window_of_no_length_has_no_rates() -> None:
+    m = Measurement("r", "window", "l", "ok", "", 5, 5, {"a:g": energy("a:g", 1.0)}, output_tokens=3)
+    assert metrics.output_tokens_per_s(m) is None and metrics.mean_power_w(m) is None and metrics.requests_per_s(m) is None
+
+
 def test_students_t() -> None:
     stats = {1: 12.706, 4: 2.776, 30: 2.042, 1000: 2.042}
     assert {n: metrics.student_t(n) for n in stats} == stats

@@ -8,7 +8,6 @@ import pytest
 
 from lem_kit import prompts
 from lem_kit.errors import LemError
-from lem_kit.measurement import Request
 
 
 def test_synthetic_prompts_have_exact_lengths_and_a_seed() -> None:
@@ -33,6 +32,30 @@ def test_lines_of_a_file_are_requests(tmp_path: Path) -> None:
         prompts.jsonl(file)
     with pytest.raises(LemError, match="Cannot read"):
         prompts.jsonl(tmp_path / "none")
+    file.write_bytes(b'{"prompt": "caf\xe9"}')
+    with pytest.raises(LemError, match="not UTF-8"):
+        prompts.jsonl(file)
+
+
+def test_a_line_ends_at_a_newline_only_and_blank_ones_are_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_bytes('{"text": "a\u2028b"}\r\n\n  \n{"text": "c\x85d"}\n'.encode())
+    made = prompts.jsonl(file, 5, field="text", fixed_length=True, top_k=1)
+    assert [r.prompt for r in made] == ["a\u2028b", "c\x85d"]
+    assert all(r.fixed_length and r.max_new_tokens == 5 and r.options == {"top_k": 1} for r in made)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '"text"', '{"prompt": 5}', '{"prompt": ""}', '{"prompt": null}'])
+def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(f'{{"prompt": "one"}}\n\n{line}\n')
+    with pytest.raises(LemError, match="line 3"):
+        prompts.jsonl(file)
+
+
+def test_one_text_is_not_a_list_of_letters() -> None:
+    with pytest.raises(LemError, match="list of texts"):
+        prompts.texts("hello")
 
 
 def test_disguised_prompts_have_the_same_shape_and_other_contents() -> None:
@@ -45,20 +68,13 @@ def test_disguised_prompts_have_the_same_shape_and_other_contents() -> None:
         assert (a.max_new_tokens, a.fixed_length, a.options) == (b.max_new_tokens, b.fixed_length, b.options)
 
 
+def test_a_prompt_of_one_word_stays() -> None:
+    for prompt in ("word", "   "):
+        assert prompts.disguised(prompts.texts([prompt]))[0].prompt == prompt
+
+
 def test_equal_digests_are_equal_inputs() -> None:
     base = prompts.texts(["a", "b"], 4)
     others = [prompts.texts(["b", "a"], 4), prompts.texts(["a", "b"], 5), prompts.texts(["a", "b"], 4, top_k=1), base[:1]]
     assert prompts.digest(base) == prompts.digest(prompts.texts(["a", "b"], 4))
     assert len({prompts.digest(found) for found in (base, *others)}) == 5
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, "either"), ({"prompt": "a", "prompt_token_ids": (1,)}, "either"), ({"prompt": ""}, "empty"),
-        ({"prompt_token_ids": ()}, "empty"), ({"prompt": "a", "max_new_tokens": 0}, "at least one token"),
-    ],
-)  # fmt: skip
-def test_a_request_without_a_meaning_is_refused(fields: dict[str, object], words: str) -> None:
-    with pytest.raises(LemError, match=words):
-        Request(**fields)  # type: ignore[arg-type]

@@ -114,3 +114,106 @@ def test_an_interrupt_cancels_the_work_and_waits_for_it(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         traffic.run_blocking(work())
     assert ended.is_set()
+
+
+class Endless(Engine):
+    """Works until it is closed; the request "bad" fails when all the others are at work."""
+
+    def __init__(self, problem: Exception | None = None) -> None:
+        super().__init__(True, problem)
+        self.begun: list[str | None] = []
+        self.ended: list[str | None] = []
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        (request,) = requests
+        self.begun.append(request.prompt)
+        try:
+            while request.prompt != "bad" or len(self.begun) < 3:
+                yield TokenEvent(0, 1)
+                await asyncio.sleep(0)
+            raise self.problem or RuntimeError
+        finally:
+            self.ended.append(request.prompt)
+
+
+def test_bad_input_stops_the_work_on_the_other_requests() -> None:
+    engine = Endless(LemError("nonsense"))
+
+    async def scenario() -> list[str | None]:
+        with pytest.raises(LemError, match="nonsense"):
+            await traffic.send(engine, prompts.texts(["a", "bad", "c"]), lem.traffic.burst())
+        return sorted(str(prompt) for prompt in engine.ended)  # before the loop ends, which would end them as well
+
+    assert asyncio.run(scenario()) == ["a", "bad", "c"]
+
+
+def test_cancelled_work_ends_in_the_engine_too() -> None:
+    engine = Endless()
+
+    async def scenario() -> list[str | None]:
+        work = asyncio.ensure_future(traffic.send(engine, prompts.texts(["a", "b", "c"]), lem.traffic.burst()))
+        while len(engine.begun) < 3:
+            await asyncio.sleep(0)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        return engine.ended
+
+    assert sorted(map(str, asyncio.run(scenario()))) == ["a", "b", "c"]
+
+
+def test_an_engine_that_names_a_request_it_did_not_get_is_closed() -> None:
+    closed = []
+
+    class Confused(Engine):
+        async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+            try:
+                yield TokenEvent(5, 1)
+            finally:
+                closed.append(True)
+
+    async def scenario() -> tuple[str | None, list[bool]]:
+        (done,) = await traffic.send(Confused(), prompts.texts(["a"]), lem.traffic.batches())
+        return done.error, list(closed)
+
+    error, ended = asyncio.run(scenario())
+    assert error is not None and error.startswith("IndexError") and ended == [True]
+
+
+def test_an_engine_that_refuses_at_once_is_an_error_of_its_requests() -> None:
+    class Refusing(Engine):
+        def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+            raise RuntimeError("dead")
+
+    done = sent(Refusing(), prompts.texts(["a", "b"]), lem.traffic.batches(2))
+    assert [c.error for c in done] == ["RuntimeError: dead"] * 2
+
+
+def test_the_fake_engine_is_sent_to_like_any_other() -> None:
+    backend = lem.load_backend("fake", "fake", ttft_s=0.0, tokens_per_s=1e6)
+    done = asyncio.run(traffic.send(backend, prompts.synthetic(3, 5, 4), lem.traffic.batches(2), repeat=7))
+    assert [(c.output_tokens, c.prompt_tokens, c.repeat, c.timing_source) for c in done] == [(4, 5, 7, "engine")] * 3
+    assert done[0].dispatch_ns <= done[2].dispatch_ns and done[1].done_ns <= done[2].sched_ns
+    assert lem.traffic.batches(2).describe() == {"arrivals": "batches", "size": 2}
+    backend.close()
+
+
+def test_one_loop_serves_the_process_and_a_dead_one_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def where() -> tuple[asyncio.AbstractEventLoop, str]:
+        return asyncio.get_running_loop(), threading.current_thread().name
+
+    loop, name = traffic.run_blocking(where())
+    assert name == "lem-loop" and traffic.run_blocking(where())[0] is loop
+    monkeypatch.setattr(traffic, "_loop_thread", threading.Thread())  # as in a forked child, where it does not run
+    monkeypatch.setattr(traffic, "_loop", loop)
+    fresh, _ = traffic.run_blocking(where())
+    assert fresh is not loop
+    fresh.call_soon_threadsafe(fresh.stop)
+
+
+def test_what_the_work_raises_comes_out() -> None:
+    async def broken() -> None:
+        raise ValueError("as it was")
+
+    with pytest.raises(ValueError, match="as it was"):
+        traffic.run_blocking(broken())

@@ -103,5 +103,8 @@ def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource]
 
 def describe(source: EnergySource) -> dict[str, Any]:
     """Facts about an open source for the record: its domains, and what the source itself adds."""
-    facts: dict[str, Any] = getattr(source, "describe", dict)()
+    try:
+        facts: dict[str, Any] = getattr(source, "describe", dict)()
+    except Exception as error:  # a device that died must not cost the record of what was measured before
+        facts = {"error": f"{type(error).__name__}: {error}"}
     return {"domains": {name: domain._asdict() for name, domain in source.domains.items()}, **facts}
