@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .measurement import Completion, Energy, Measurement, Repeat
+from .statistics import stdev, student_t
 
 DEFINITIONS_VERSION = 1
 
@@ -164,11 +165,12 @@ def chosen(energy: Mapping[str, Energy], allow_model: bool = False) -> list[Ener
     """The energies that make up a total: per scope, all known domains of the one best source (counter, then integral).
 
     Sources are never added to each other within a scope, since they see the same hardware. Modelled figures are left out
-    unless `allow_model`.
+    unless `allow_model`. A counter that was never seen to count is no source; one that missed this window still is, and
+    leaves its scope unknown, so that what a total is made of does not change from window to window.
     """
     parts: list[Energy] = []
     methods = PREFERENCE if allow_model else PREFERENCE[:-1]
-    known = [e for e in energy.values() if e.method in methods]
+    known = [e for e in energy.values() if e.method in methods and e.reasons != ("not_advancing",)]
     for scope in sorted({e.scope for e in known}):
         here = [e for e in known if e.scope == scope]
         sources = {e.source for e in here}
@@ -241,9 +243,40 @@ def j_per_request(m: Measurement) -> Figure | None:
     return _per(m, completed_requests(m))
 
 
+def net_energy_j(m: Measurement, baseline: Measurement | str | None = None) -> Figure | None:
+    """Net energy, J: gross energy - idle power * measured seconds; negative where the baseline was no baseline.
+
+    `baseline`: an idle Measurement, or the kind of one taken in the same session ("engine", "context", "bare"); the most
+    specific there is by default. None without one, or where it does not know all that the gross figure is made of. The
+    half-width joins the gross figure's with the baseline's spread times the seconds. `baseline.reasons` doubts it.
+    """
+    from . import baseline as baselines
+
+    total, found = energy_j(m), baselines.chosen(m, baseline)
+    if total is None or found is None or any(key not in found["power_w"] for key in total.keys):
+        return None
+    idle = [found["power_w"][key] for key in total.keys]
+    seconds = measured_s(m)
+    value = total.value - sum(p["watts"] for p in idle) * seconds
+    half = math.hypot(total.half_width, *(p["half_width"] * seconds for p in idle))
+    return total._replace(value=value, half_width=half)
+
+
 def mean_power_w(m: Measurement) -> Figure | None:
     """Mean power, W: energy / duration of the same interval."""
     return _per(m, measured_s(m))
+
+
+def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
+    """Integrated power / counter - 1 for each device that has both, keyed by the counter's "source:domain"."""
+    found = {}
+    for key, integral in energy.items():
+        counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
+        if integral.method != "integral" or counter is None or counter is integral:
+            continue
+        if integral.joules is not None and counter.joules is not None:
+            found[counter.key] = integral.joules / counter.joules - 1
+    return found
 
 
 def peak_power_w(m: Measurement) -> dict[str, float]:
@@ -255,24 +288,6 @@ def peak_power_w(m: Measurement) -> dict[str, float]:
     gauges = {key.removesuffix(".power_w"): s for key, s in m.trace.gauges.items() if key.endswith(".power_w")}
     inside = {key: series.between(m.t0_ns, m.t1_ns).value for key, series in gauges.items()}
     return {key: max(found) for key, found in inside.items() if found}
-
-
-def stdev(samples: Sequence[float]) -> float:
-    """Sample standard deviation (n - 1)."""
-    centre = sum(samples) / len(samples)
-    return math.sqrt(sum((x - centre) ** 2 for x in samples) / (len(samples) - 1))
-
-
-# Student's t, two-sided 95 %, for 1, 2, 3, ... degrees of freedom.
-_STUDENT_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-def student_t(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; beyond 30 degrees of freedom the value for 30, which is a little wide."""
-    return _STUDENT_T[min(degrees, len(_STUDENT_T)) - 1]
 
 
 def quantity(value: float, half_width: float | None, unit: str) -> str:
@@ -330,11 +345,35 @@ def summary(m: Measurement) -> dict[str, Any]:
     row["energy_keys"] = ", ".join(total.keys) if total else None
     row["energy_scopes"] = ", ".join(total.scopes) if total else None
     row |= {f"peak_power_w.{key}": watts for key, watts in peak_power_w(m).items()}
+    net = net_energy_j(m)
+    row["net_energy_j"] = net.value if net else None
+    row["net_energy_j_half_width"] = net.half_width if net else None
+    row["valid"] = not verdict(m)
     row["reasons"] = ", ".join(reasons(m))
     for name, value in m.config.items():
         if not isinstance(value, dict | list):
             row[f"config.{name}"] = value
     return row
+
+
+# Codes that leave a measurement's total without its meaning. The others are remarks.
+AGAINST = frozenset(
+    ("no_source", "failed", "interrupted", "source_failed", "gpu_lost", "no_permission", "no_reading", "not_advancing",
+     "too_short", "unresolved", "counter_went_back", "counter_stuck", "implausible", "sampling_gap", "sources_disagree",
+     "other_gpu_in_use", "foreign_process", "host_shared", "throttled", "requests_failed"),
+)  # fmt: skip
+
+
+def verdict(m: Measurement) -> list[str]:
+    """The codes that make this measurement invalid; empty for a valid one. Sources outside the total do not count."""
+    total = energy_j(m)
+    windows = [m.energy, *(r.energy for r in m.repeats)]
+    parts = [energy[key] for energy in windows for key in (total.keys if total else energy) if key in energy]
+    codes = [*m.reasons, *(code for e in parts for code in e.reasons)]
+    if m.repeats and total:  # the gaps between repeats belong to the whole window only
+        codes = [*m.reasons, *(code for r in m.repeats for key in total.keys for code in r.energy[key].reasons)]
+    found = [code for code in dict.fromkeys(codes) if code in AGAINST]
+    return found or ([] if total else ["no_source" if not m.energy else "no_reading"])
 
 
 def reasons(m: Measurement) -> list[str]:
