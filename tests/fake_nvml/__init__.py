@@ -89,6 +89,7 @@ def library() -> ctypes.CDLL:
     """The library, loaded into this process under NVIDIA's name, with the types of its control functions."""
     loaded = ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)
     loaded.fake_nvml_configure.argtypes = [ctypes.c_char_p]
+    loaded.fake_nvml_add.argtypes = [ctypes.c_int, ctypes.c_char_p]
     loaded.fake_nvml_set_now_ns.argtypes = [ctypes.c_longlong]
     loaded.fake_nvml_set_clock.argtypes = [_NOW, _SLEEP]
     loaded.fake_nvml_calls.argtypes = [ctypes.c_char_p, ctypes.c_int]
@@ -127,6 +128,11 @@ class Machine:
         text = self.text()
         if line := library().fake_nvml_configure(text.encode()):
             raise ValueError(f"nvml.c does not understand {text.splitlines()[line - 1]!r}")
+
+    def add(self, number: int, line: str) -> None:
+        """A further line for one board, without a new description of everything."""
+        if library().fake_nvml_add(number, line.encode()):
+            raise ValueError(f"nvml.c does not understand {line!r}")
 
     def write(self, path: Path) -> None:
         """Write the description for FAKE_NVML; a process that uses it takes each new version at its next NVML call."""
@@ -185,8 +191,9 @@ def boards(which: list[Board], clock: Callable[[], int] | None = None) -> Iterat
         loaded.fake_nvml_clear()
         loaded.fake_nvml_set_clock(*callbacks)
         machine.apply()
-        for board in which:
+        for number, board in enumerate(which):
             board.now_ns, board.changed = machine.now_ns, machine.apply
+            board.added = functools.partial(machine.add, number)
         pynvml._LoadNvmlLibrary()
         if not hasattr(pynvml.nvmlLib, "fake_nvml_configure"):
             pynvml.nvmlLib = loaded  # something else had loaded NVIDIA's own before
@@ -195,7 +202,7 @@ def boards(which: list[Board], clock: Callable[[], int] | None = None) -> Iterat
         machine._sessions_left = machine.sessions
         loaded.fake_nvml_clear()
         for board in which:
-            board.now_ns, board.changed = None, lambda: None
+            board.now_ns, board.changed, board.added = None, lambda: None, lambda line: None
         pynvml.nvmlLib = before
         pynvml._nvmlGetFunctionPointer_cache.clear()
         pynvml._nvmlGetFunctionPointer_cache.update(cached)

@@ -148,6 +148,7 @@ class Board:
         self.history: list[tuple[int, Wave]] = [(ALWAYS_NS, self.wave)]
         self.now_ns: Callable[[], int] | None = None  # while a machine has it
         self.changed: Callable[[], None] = lambda: None
+        self.added: Callable[[str], None] = lambda line: None
 
     def energy_j(self, t0_ns: int, t1_ns: int) -> float:
         """The true energy between two instants of the clock."""
@@ -162,7 +163,7 @@ class Board:
         """Draw `wave` from now, or from an instant after the last change, on. Returns that instant."""
         begin = self._now() if from_ns is None else from_ns
         self.history.append((begin, wave))
-        self.changed()
+        self.added(f"wave {begin} {wave.spec()}")
         return begin
 
     def fail(self, faults: list[Fault], from_ns: int | None = None, to_ns: int = NEVER_NS) -> list[Fault]:

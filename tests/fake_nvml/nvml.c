@@ -32,7 +32,9 @@ enum {
 
 /* ---------------------------------------------------------------- structures of NVML, as in its public interface */
 
-typedef union { double dVal; unsigned uiVal; unsigned long ulVal; u64 ullVal; i64 sllVal; int siVal; unsigned short usVal; } Value;
+typedef union {
+    double dVal; unsigned uiVal; unsigned long ulVal; u64 ullVal; i64 sllVal; int siVal; unsigned short usVal;
+} Value;
 typedef struct { u64 timeStamp; Value sampleValue; } Sample;
 typedef struct { unsigned fieldId, scopeId; i64 timestamp, latencyUsec; unsigned valueType, nvmlReturn; Value value; } Field;
 typedef struct {
@@ -462,6 +464,17 @@ int fake_nvml_configure(const char *text) {
     return bad;
 }
 
+/* One more line for a board, such as the wave from now on, without reading the rest again. */
+int fake_nvml_add(int board, const char *line) {
+    char key[32] = "";
+    int read = 0, good = 0;
+    pthread_mutex_lock(&lock);
+    if (board < machine.count && sscanf(line, "%31s %n", key, &read) == 1)
+        good = parse_list(&machine.boards[board], key, line + read);
+    pthread_mutex_unlock(&lock);
+    return !good;
+}
+
 /* Forget everything: the library then behaves as if no driver were loaded. */
 void fake_nvml_clear(void) {
     pthread_mutex_lock(&lock);
@@ -701,7 +714,8 @@ Ret nvmlDeviceGetPciInfo_v3(Handle handle, Pci *pci) {
     DEVICE memset(pci, 0, sizeof *pci);
     sscanf(b->pci, "%x:%x:%x", &pci->domain, &pci->bus, &pci->device);
     snprintf(pci->busId, sizeof pci->busId, "%s", b->pci);
-    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", pci->domain & 0xffff, pci->bus & 0xff, pci->device & 0xff);
+    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", pci->domain & 0xffff, pci->bus & 0xff,
+             pci->device & 0xff);
     pci->pciDeviceId = 0x233010de;
     LEAVE(SUCCESS);
 }
