@@ -211,7 +211,7 @@ class Session:
         warm = self._warm_up(backend, requests[: getattr(arrivals, "size", None)], arrivals, warmup)
         asked = {
             **(config or {}),
-            **arrivals.describe(),
+            **traffic.plan(arrivals, len(requests)),
             "requests": len(requests),
             "repeats": repeats,
             "warmup": warmup,

@@ -171,6 +171,17 @@ def test_run_counts_every_token_and_joule(tmp_path: Path) -> None:
     assert session.energy(m.trace, m.t0_ns, m.t1_ns) == m.energy
 
 
+def test_an_open_loop_is_kept_with_its_schedule(tmp_path: Path) -> None:
+    engine = lem.load_backend("fake", "fake", ttft_s=0.06, tokens_per_s=500)
+    with lem.Session(tmp_path, sources=[]) as s:
+        m = s.run(engine, lem.prompts.synthetic(5, 8, 3), lem.traffic.poisson(200, seed=4), warmup=0)
+    schedule_s = m.config["schedule_s"]
+    start_ns = m.completions[0].sched_ns - round(schedule_s[0] * 1e9)
+    assert [c.sched_ns - start_ns for c in m.completions] == [round(t * 1e9) for t in schedule_s]
+    assert m.config["arrivals"] == "poisson" and m.config["seed"] == 4
+    assert lem.load(tmp_path / m.run_id) == m
+
+
 def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000)
     one = lem.prompts.synthetic(1, 4, 2)
