@@ -65,6 +65,7 @@ REASONS: Mapping[str, str] = {
     "interrupted": "the measured code was interrupted",
     "requests_failed": "some requests did not complete",
     "few_requests": "fewer than 30 requests: percentiles and means of latency are weak",
+    "dispatch_late": "requests were handed over late: the 99th percentile of the lag exceeds a tenth of the median TTFT",
     "tokens_unknown": "the number of output tokens could not be evaluated",
 }
 
@@ -206,9 +207,9 @@ class Measurement:
     `energy` is keyed "source:domain" and covers the whole window, gaps between `repeats` included; figures per repeat come
     from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
     reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
-    `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `reasons` are codes of `REASONS` that touch the
-    whole record. `baselines` holds the idle baselines of the session by kind (`baseline.of`), `meter` what reading cost:
-    "call_share" and "cpu_share" of the window's time.
+    `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `loop_lag_s` is the longest that the loop that sends
+    requests was seen held up. `reasons` are codes of `REASONS` that touch the whole record. `baselines` holds the idle
+    baselines of the session by kind (`baseline.of`), `meter` what reading cost: "call_share" and "cpu_share" of the window.
     """
 
     run_id: str
@@ -223,6 +224,7 @@ class Measurement:
     completions: tuple[Completion, ...] = ()
     warmup: tuple[Completion, ...] = ()
     output_tokens: int | None = None
+    loop_lag_s: float | None = None
     error: Mapping[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     backend: Mapping[str, Any] | None = None

@@ -28,7 +28,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from . import baseline, environment, prompts, store, traffic, validity
+from . import baseline, environment, metrics, prompts, store, traffic, validity
 from .backends import Backend
 from .curve import energy_between
 from .energy import EnergySource, describe, open_sources, remarks
@@ -232,26 +232,29 @@ class Session:
         warm = self._warm_up(backend, requests[: getattr(arrivals, "size", None)], arrivals, warmup)
         asked = {
             **(config or {}),
-            **arrivals.describe(),
+            **traffic.plan(arrivals, len(requests)),
             "requests": len(requests),
             "repeats": repeats,
             "warmup": warmup,
             "prompts_sha256": prompts.digest(requests),
         }
         completions: list[Completion] = []
+        lag = traffic.LoopLag()
         with self.window(label, config=asked, run_id=run_id, kind="run") as window:
             window.facts.update(backend=jsonable(backend.describe()), warmup=warm)
             for number in range(repeats):
                 with window.repeat() as span:
-                    done = traffic.run_blocking(traffic.send(backend, requests, arrivals, number))
+                    done = traffic.run_blocking(lag.during(traffic.send(backend, requests, arrivals, number)))
                 span.output_tokens = sum(c.output_tokens for c in done)
                 completions += done
-                window.facts["completions"] = tuple(completions)
+                window.facts.update(completions=tuple(completions), loop_lag_s=lag.worst_s)
             errors = [c.error for c in completions if c.error is not None]
             if errors:
                 window.reasons.append("requests_failed")
             if len(completions) < FEW_REQUESTS:
                 window.reasons.append("few_requests")
+            if metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
+                window.reasons.append("dispatch_late")
             if len(errors) == len(completions):
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
                 raise LemError(f"Every request failed, the first with {errors[0]}.{where}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import selectors
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +32,29 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+class Impatient(selectors.DefaultSelector):
+    """An event loop on it never waits: where it would, the clock is turned instead."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "the loop would wait for ever"
+        self._clock.advance(max(timeout, 0))
+        return super().select(0)
+
+
+def run_at_once(work: Coroutine[Any, Any, Any], clock: FakeClock) -> Any:
+    """Run a coroutine whose sleeps pass on `clock` alone: seconds of a schedule take no time and are exact."""
+    loop = asyncio.SelectorEventLoop(Impatient(clock))
+    loop.time = lambda: clock() / 1e9  # type: ignore[method-assign]
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
 
 
 @pytest.fixture(autouse=True)
