@@ -119,7 +119,7 @@ class Pace:
         if self._tries > MOST_TRIES:
             self._lose()
             return now_ns + WATCH_NS
-        return max(now_ns + AGAIN_NS * 2 ** (self._tries - 1), int((self._walls[0] + self._walls[1]) / 2))
+        return max(now_ns + (AGAIN_NS << (self._tries - 1)), int((self._walls[0] + self._walls[1]) / 2))
 
     def _next(self, now_ns: int, periods: int) -> int:
         """Aim at the update so many periods after the one just seen, or a later one if that is past."""
