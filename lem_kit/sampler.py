@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from .energy import EnergySource, Reading, failure_code
 from .errors import LemError
 from .pace import Pace
+from .staircase import brackets, period_ns
 from .trace import Series, Trace
 
 # A window's end waits at most this long for a counter's next update, however slow the counter.
@@ -229,7 +230,7 @@ class Sampler:
                 self._do(job)
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._all_told(t_ns), LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: self._all_told(t_ns), self._longest_wait_s())
         began = self._clock()
         sides = [job for job in self._jobs if job.side]
         for job in sides:
@@ -238,6 +239,13 @@ class Sampler:
         if sides:
             with self._changed:
                 self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) >= began for j in sides), 0.05)
+
+    def _longest_wait_s(self) -> float:
+        """A period of the slowest counter that steps, and an interval or two of reading."""
+        keys = [key for source in self.sources for key in self._stepping(source)]
+        parts = {key: self.trace.counters[key].part(-64, len(self.trace.counters[key].t_ns)) for key in keys}
+        known = [self.trace.period_s.get(key) or (period_ns(brackets(part)) or 1e9) / 1e9 for key, part in parts.items()]
+        return min(LONGEST_WAIT_S, 1.2 * max(known, default=0.0) + 2 * self.interval_s)
 
     def _all_told(self, t_ns: int) -> bool:
         """Whether every counter has told what it can about the energy up to `t_ns`."""
@@ -248,7 +256,7 @@ class Sampler:
         if self._said.get(job.name, ("", 0))[1] >= began > 0:
             return began >= t_ns  # it fails: there is nothing to wait for
         if job.pace is None:
-            return began >= t_ns
+            return began >= t_ns and all(self._stepped(key, t_ns) for key in self._stepping(job.source))
         series = self.trace.counters.get(job.name, Series())
         if job.pace.grid is not None:
             update_ns = job.pace.grid.at(job.pace.grid.last_before(t_ns) + 1)
@@ -256,11 +264,20 @@ class Sampler:
             while last > 0 and series.value[last] == series.value[last - 1]:
                 last -= 1
             return bool(series.t_ns) and series.t_ns[last] >= update_ns - job.pace.grid.half_ns
+        never = bool(series.t_ns) and series.value[0] == series.value[-1]
+        return began >= t_ns if never else self._stepped(job.name, t_ns)
+
+    def _stepping(self, source: EnergySource) -> list[str]:
+        """Counters of unknown age that were seen to change."""
+        keys = [f"{source.name}:{name}" for name, domain in source.domains.items() if domain.refresh_s is None]
+        found = {key: self.trace.counters[key].value for key in keys if key in self.trace.counters}
+        return [key for key, value in found.items() if value[0] != value[-1]]
+
+    def _stepped(self, key: str, t_ns: int) -> bool:
+        """Whether the counter changed between two readings that were both taken after `t_ns`."""
+        series = self.trace.counters[key]
         first = bisect_left(series.t_ns, t_ns)
-        if first == len(series.t_ns):
-            return False
-        # Not on a grid: seen to change between two readings that were both taken after t_ns; or it never changed at all.
-        return series.value[first] != series.value[-1] or (series.value[0] == series.value[-1] and series.t_ns[-1] >= t_ns)
+        return first < len(series.t_ns) and series.value[first] != series.value[-1]
 
     def slice(self, start_ns: int, end_ns: int) -> Trace:
         """A copy of the trace between two instants."""

@@ -58,6 +58,8 @@ class Series:
         return self.part(bisect_left(self.t_ns, start_ns), bisect_right(self.t_ns, end_ns))
 
     def part(self, first: int, end: int) -> Series:
+        """Rows from `first` to before `end`; a negative `first` counts from the end, as far as there are rows."""
+        first = max(first + len(self.t_ns), 0) if first < 0 else first
         return Series(self.t_ns[first:end], self.value[first:end], self.took_ns[first:end])
 
 
