@@ -16,6 +16,7 @@ Not covered: the energy between the knots (`curve`), when to read (`pace`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -36,11 +37,14 @@ class Knot(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Updates happen at phase_ns + k * period_ns, for whole k; `half_ns` is the doubt about the phase."""
+    """Updates happen at phase_ns + k * period_ns, for whole k; `half_ns` is the doubt about the phase, `room_ns` how far it
+    may move at this very period. `corners`: (phase_ns, period_ns) of other grids that the brackets just allow."""
 
     phase_ns: float
     period_ns: float
     half_ns: float
+    room_ns: float = 0.0
+    corners: tuple[tuple[float, float], ...] = ()
 
     def last_before(self, t_ns: float) -> int:
         """The k of the last update at or before `t_ns`."""
@@ -48,6 +52,11 @@ class Grid(NamedTuple):
 
     def at(self, k: int) -> float:
         return self.phase_ns + k * self.period_ns
+
+    def apart_ns(self, t_ns: float) -> list[float]:
+        """How much later each of the other grids has the update at `t_ns`."""
+        k = (t_ns - self.phase_ns) / self.period_ns
+        return [phase - self.phase_ns + k * (period - self.period_ns) for phase, period in self.corners]
 
 
 class Bracket(NamedTuple):
@@ -69,7 +78,7 @@ def period_ns(found: Sequence[Bracket]) -> float | None:
     """Median distance of successive changes; None for fewer than three of them."""
     if len(found) < 3:
         return None
-    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in zip(found, found[1:])) / 2
+    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in itertools.pairwise(found)) / 2
 
 
 def fit_grid(found: Sequence[Bracket], period: float | None = None, known: bool = False) -> Grid | None:
@@ -88,18 +97,63 @@ def fit_grid(found: Sequence[Bracket], period: float | None = None, known: bool 
     lo, hi = lo - origin, hi - origin
     k = np.rint(hi / period)
     room, middle = _room(lo, hi, k, period)
+    best = period
     if not (known and room >= 0.0):
         for reach in (4, 16, 64, 1 << 40):
-            k = np.rint(hi / period)
+            k = np.rint(hi / best)
             near = np.abs(k) <= reach
-            period = _best_period(lo[near], hi[near], k[near], period)
+            best = _best_period(lo[near], hi[near], k[near], best)
             if np.all(near):
                 break
-        k = np.rint(hi / period)
+        k, period = np.rint(hi / best), best
         room, middle = _room(lo, hi, k, period)
     if room < -MOST_JITTER * period:
         return None
-    return Grid(float(origin) + middle, float(period), abs(room) / 2)
+    if known:
+        best = _best_period(lo, hi, k, period)
+    widest = max(room, _room(lo, hi, k, best)[0])
+    border = _border(lo, hi, k, best)
+    if not known and (border is None or not _one_each(lo, hi, middle, period)):
+        return None
+    corners = [
+        (float(origin) + phase, p) for phase, p in border or [(middle - widest / 2, period), (middle + widest / 2, period)]
+    ]
+    return Grid(float(origin) + middle, float(period), abs(widest) / 2, abs(room) / 2, tuple(corners))
+
+
+def _border(lo: Any, hi: Any, k: Any, period: float) -> list[tuple[float, float]] | None:
+    """The border of all (phase, period) that the brackets allow, around a period that they do allow; None where it lies so
+    far off that other k would be allowed as well."""
+    import numpy as np
+
+    reach = max(float(abs(k).max()), 1.0)
+    ends: list[float] = []
+    for far in (period * (1 - 0.25 / reach), period * (1 + 0.25 / reach)):
+        inside = period
+        if _room(lo, hi, k, far)[0] >= 0.0:
+            return None
+        for _ in range(10):
+            between = (inside + far) / 2
+            inside, far = (between, far) if _room(lo, hi, k, between)[0] >= 0.0 else (inside, between)
+        ends.append(inside)
+    border = []
+    for p in np.linspace(ends[0], ends[1], 5):
+        room, middle = _room(lo, hi, k, p)
+        border += [(middle - abs(room) / 2, float(p)), (middle + abs(room) / 2, float(p))]
+    return border
+
+
+def _one_each(lo: Any, hi: Any, phase: float, period: float) -> bool:
+    """Whether every bracket can hold an update of its own: a period that only fits how often the counter was read cannot."""
+    import numpy as np
+
+    earliest, latest = (lo - phase) / period - MOST_JITTER, (hi - phase) / period + MOST_JITTER
+    last = -np.inf
+    for first, end in zip(np.ceil(earliest), np.floor(latest)):
+        last = max(first, last + 1)
+        if last > end:
+            return False
+    return True
 
 
 def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:
@@ -172,8 +226,8 @@ def _on_grid(series: Series, grid: Grid) -> list[Knot]:
     for i in range(len(t)):
         if i > 0 and v[i] == v[i - 1]:
             continue
-        before = grid.last_before(t[i] - (took[i] if took else 0) - grid.half_ns)
-        after = grid.last_before(t[i] + grid.half_ns)
+        before = grid.last_before(t[i] - (took[i] if took else 0) - grid.room_ns)
+        after = grid.last_before(t[i] + grid.room_ns)
         if last is not None and after <= last < grid.last_before(t[i] + MOST_JITTER * grid.period_ns):
             after = last + 1  # it came a little before its time
         if last is not None and before <= last:
