@@ -448,28 +448,33 @@ SD = {
 }
 
 
+def overall(found: dict[float, Held]) -> float:
+    """Share over all lengths. That of one length, from 88 windows, comes out up to 5 percent lower or higher by chance."""
+    counts = LENGTHS_S.values()
+    return sum(figure.share * count for figure, count in zip(found.values(), counts)) / sum(counts)
+
+
 @pytest.mark.parametrize("wave", SD)
 def test_the_interval_holds_the_truth_of_a_board_with_samples(wave: str) -> None:
-    for (length_s, found), most in zip(held("h100", wave).items(), SD[wave]):
-        assert found.share >= 0.93 and found.sd < most, length_s
+    found = held("h100", wave)
+    assert overall(found) >= 0.93
+    for figure, most in zip(found.values(), SD[wave]):
+        assert figure.share >= 0.9 and figure.sd < most
 
 
-@pytest.mark.parametrize(("wave", "least"), [("bursts", 0.93), ("locked", 0.89), ("decode", 0.89)])
-def test_the_interval_of_integrated_samples_holds_the_truth(wave: str, least: float) -> None:
-    """Without the 1 % that a source adds for its samples. Locked and decode: a little less than 93 of 100."""
-    for (length_s, found), most in zip(held("h100", wave, integral=True).items(), SD[wave]):
-        assert found.share >= least and found.sd < most, length_s
-
-
-# The least share of windows whose interval holds the truth, where it is not 0.93: of 50 ms, and of the longer ones.
-LEAST = {"20 ms": (0.89, 0.93), "20 ms with samples": (0.89, 0.93), "late by 2 ms": (0.90, 0.90)}
+@pytest.mark.parametrize("wave", ["bursts", "locked", "decode"])
+def test_the_interval_of_integrated_samples_holds_the_truth(wave: str) -> None:
+    """Even without the 1 % that a source adds for its samples."""
+    found = held("h100", wave, integral=True)
+    assert overall(found) >= 0.93
+    for figure, most in zip(found.values(), SD[wave]):
+        assert figure.share >= 0.9 and figure.sd < most
 
 
 @pytest.mark.parametrize("board", ["without samples", "20 ms", "20 ms with samples", "late by 2 ms", "late by 30 ms"])
 def test_the_interval_holds_the_truth_of_other_boards(board: str) -> None:
-    short, longer = LEAST.get(board, (0.93, 0.93))
-    for length_s, found in held(board, "constant" if board == "20 ms" else "bursts").items():
-        assert found.share >= (short if length_s < 0.1 else longer), length_s
+    found = held(board, "constant" if board == "20 ms" else "bursts")
+    assert overall(found) >= 0.93 and all(figure.share >= 0.9 for figure in found.values())
 
 
 def test_power_of_instants_holds_the_truth_unless_the_load_is_in_step_with_it() -> None:
@@ -487,4 +492,4 @@ def test_a_load_in_step_with_a_counter_and_without_samples_is_not_seen() -> None
 
 def test_updates_out_of_time_and_without_samples_hold_less_often() -> None:
     found = held("late by 30 ms, without samples", "constant")
-    assert min(figure.share for figure in found.values()) >= 0.75 and found[10.03].sd < 0.005
+    assert 0.7 < overall(found) < 0.93 and found[10.03].sd < 0.005
