@@ -5,7 +5,8 @@ reading tells the value but not its age; a *change* between two readings tells t
 of the one call and the end of the other (calls can take 20 ms). Most counters are refreshed by a clock, so their updates lie
 on a grid `phase + k * period`, and all brackets together confine that grid far better than any bracket confines its update.
 
-    1. k of each bracket that is not too wide by the period that is known or seen; outwards from the narrowest bracket, so that no k is guessed.
+    1. k of each bracket that is narrow enough to belong to one update, by the period that is known or seen; outwards from
+       the narrowest, so that no k is guessed.
     2. The period for which the brackets leave the widest common room for the phase; the phase in the middle of that room.
     3. No room (updates that do not keep to a grid): every update is only known to lie in its own bracket.
 
