@@ -238,7 +238,7 @@ def _aged(series: Series, refresh_ns: float) -> list[Knot]:
 def _on_grid(series: Series, grid: Grid) -> list[Knot]:
     """A value comes from the last update before its call, or from one that the call met: then the one that makes it new."""
     t, v, took = series.t_ns, series.value, series.took_ns
-    known: list[Knot] = []
+    rows: list[list[int]] = []  # reading, and the first and last update that its value may come from
     last: int | None = None  # the update that the value now showing came from
     for i in range(len(t)):
         if i > 0 and v[i] == v[i - 1]:
@@ -249,9 +249,12 @@ def _on_grid(series: Series, grid: Grid) -> list[Knot]:
             after = last + 1  # it came a little before its time
         if last is not None and before <= last:
             before = last + 1
-        if before > after or (last is None and before < after):
-            continue
-        half_ns = grid.half_ns + (after - before) * grid.period_ns / 2
-        known.append(Knot((grid.at(before) + grid.at(after)) / 2, half_ns, v[i]))
-        last = after
-    return known
+        if before <= after:
+            rows.append([i, before, after])
+            last = after if last is not None or before == after else None
+    for row, later in zip(rows[-2::-1], rows[:0:-1]):  # what the first values may come from is told by those after them
+        row[2] = max(min(row[2], later[2] - 1), row[1])
+    return [
+        Knot((grid.at(before) + grid.at(after)) / 2, grid.half_ns + (after - before) * grid.period_ns / 2, v[i])
+        for i, before, after in rows
+    ]
