@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lem_kit.energy import open_source
+from lem_kit.energy import Reading, open_source
 from lem_kit.energy.replay import ReplaySource, load
 from lem_kit.errors import LemError, Unavailable
 from lem_kit.trace import Domain
@@ -50,7 +50,7 @@ def joules(source: ReplaySource) -> dict[str, float]:
 def test_the_staircase_comes_back(tmp_path: Path) -> None:
     clock = Clock()
     source = played(csv_file(tmp_path), clock)
-    assert source.read() == {"gpu0": (77 * SECOND, 1500.0), "cpu": (77 * SECOND, 20.0)}
+    assert source.read() == {"gpu0": Reading(77 * SECOND, 1500.0), "cpu": Reading(77 * SECOND, 20.0)}
     clock.now_ns += 99_999_999
     assert joules(source) == {"gpu0": 1500.0, "cpu": 20.0}
     clock.now_ns += 1
