@@ -166,8 +166,8 @@ class Sampler:
                 job.due_ns = ended + REPEAT_FAILURE_NS // 2
             else:
                 job.due_ns = job.pace.after(series, ended)
-                if job.pace.grid is not None:
-                    self.trace.period_s[job.name] = job.pace.grid.period_ns / 1e9
+                if job.pace.period_ns is not None:
+                    self.trace.period_s[job.name] = job.pace.period_ns / 1e9
 
     def _note_readings(self, source: EnergySource, readings: Mapping[str, Reading]) -> None:
         with self._changed:
@@ -214,7 +214,7 @@ class Sampler:
         """The instant now, with an extra reading on its way where one helps: call it where a window opens."""
         now = self._clock()
         for job in self._jobs:
-            if not job.side and (job.pace is None or job.pace.aim(now)):
+            if not job.side and (job.pace is None or job.pace.grid is None):
                 job.due_ns = now
         self._wake.set()
         return now
@@ -265,7 +265,8 @@ class Sampler:
                 last -= 1
             return bool(series.t_ns) and series.t_ns[last] >= update_ns - job.pace.grid.half_ns
         never = bool(series.t_ns) and series.value[0] == series.value[-1]
-        return began >= t_ns if never else self._stepped(job.name, t_ns)
+        fast = job.pace.period_ns is not None and job.pace.period_ns < self.interval_s * 1e9
+        return began >= t_ns if never or fast else self._stepped(job.name, t_ns)
 
     def _stepping(self, source: EnergySource) -> list[str]:
         """Counters of unknown age that were seen to change."""
