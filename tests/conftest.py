@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lem_kit.sampler import Sampler
+
+if TYPE_CHECKING:
+    from fake_nvml import Machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +33,19 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+def nvml(clock: FakeClock) -> Iterator[Machine]:
+    """Two H100s at a constant 200 W and a square wave; NVML is initialised; the time is 1000 s."""
+    pynvml = pytest.importorskip("pynvml")
+    from fake_nvml import Square, boards, h100
+
+    with boards([h100(), h100(wave=Square(70, 300, 0.83))], clock) as machine:
+        pynvml.nvmlInit()
+        yield machine
+        pynvml.nvmlShutdown()
+    assert machine.sessions == 0
 
 
 @pytest.fixture(autouse=True)
