@@ -34,6 +34,7 @@ class Pace:
     def __init__(self, interval_ns: int) -> None:
         self.grid: Grid | None = None  # where the updates are expected, phase_ns being that of the next call's
         self.period_ns: float | None = None
+        self.period_half_ns = 0.0
         self._interval_ns = interval_ns
         self._since_ns: int | None = None
         self._walls = (0.0, 0.0)  # around the update that the next call is to see
@@ -117,6 +118,7 @@ class Pace:
     def _tell(self) -> None:
         low, high = self._walls
         self.period_ns = sum(self._periods) / 2
+        self.period_half_ns = (self._periods[1] - self._periods[0]) / 2
         self.grid = Grid((low + high) / 2, self.period_ns, (high - low) / 2)
 
     def _again(self, now_ns: int) -> int:

@@ -168,6 +168,7 @@ class Sampler:
                 job.due_ns = job.pace.after(series, ended)
                 if job.pace.period_ns is not None:
                     self.trace.period_s[job.name] = job.pace.period_ns / 1e9
+                    self.trace.period_half_s[job.name] = job.pace.period_half_ns / 1e9
 
     def _note_readings(self, source: EnergySource, readings: Mapping[str, Reading]) -> None:
         with self._changed:
@@ -213,10 +214,11 @@ class Sampler:
     def edge(self) -> int:
         """The instant now, with an extra reading on its way where one helps: call it where a window opens."""
         now = self._clock()
-        for job in self._jobs:
-            if not job.side and (job.pace is None or job.pace.grid is None):
-                job.due_ns = now
-        self._wake.set()
+        urgent = [job for job in self._jobs if not job.side and (job.pace is None or job.pace.grid is None)]
+        for job in urgent:
+            job.due_ns = now
+        if urgent:  # waking the thread costs the user's thread its turn
+            self._wake.set()
         return now
 
     def settle(self, t_ns: int) -> None:
