@@ -45,6 +45,8 @@ class Job:
     pace: Pace | None = None
     side: bool = False
     due_ns: int = 0
+    begun_ns: int = 0  # when it was last done
+    wanted_ns: int = 0  # set by other threads: do it once more after this instant
 
     @property
     def name(self) -> str:
@@ -135,13 +137,14 @@ class Sampler:
         """Do every job that is due; return when the next one is (ns). The thread calls this; tests may instead."""
         now = self._clock()
         for job in self._jobs:
-            if job.due_ns <= now + TOGETHER_NS and not self._stopping:
+            if (job.due_ns <= now + TOGETHER_NS or job.wanted_ns > job.begun_ns) and not self._stopping:
                 self._do(job)
         self._tell()
-        return min((job.due_ns for job in self._jobs), default=now + int(self.interval_s * 1e9))
+        due = (job.due_ns if job.wanted_ns <= job.begun_ns else now for job in self._jobs)
+        return min(due, default=now + int(self.interval_s * 1e9))
 
     def _do(self, job: Job) -> None:
-        began = self._clock()
+        began = job.begun_ns = self._clock()
         job.due_ns = began + job.interval_ns
         failed = False
         try:
@@ -216,7 +219,7 @@ class Sampler:
         now = self._clock()
         urgent = [job for job in self._jobs if not job.side and (job.pace is None or job.pace.grid is None)]
         for job in urgent:
-            job.due_ns = now
+            job.wanted_ns = now
         if urgent:  # waking the thread costs the user's thread its turn
             self._wake.set()
         return now
@@ -236,11 +239,11 @@ class Sampler:
         began = self._clock()
         sides = [job for job in self._jobs if job.side]
         for job in sides:
-            job.due_ns = began
-        self._wake.set()
+            job.wanted_ns = began
         if sides:
+            self._wake.set()
             with self._changed:
-                self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) >= began for j in sides), 0.05)
+                self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) > began for j in sides), 0.05)
 
     def _longest_wait_s(self) -> float:
         """A period of the slowest counter that steps, and an interval or two of reading."""
