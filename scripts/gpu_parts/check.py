@@ -32,6 +32,7 @@ class Check:
         self.repeats: int = options.repeat or (1 if options.quick else 2)
         self.models: list[str] = options.model or list(MODELS[: 1 if options.quick else 2])
         self.anywhere: bool = options.anywhere
+        self.input_tokens, self.output_tokens = (16, 8) if options.anywhere else (256, 128)
         self.began = time.monotonic()
         self.deadline = self.began + (options.seconds or (90 if options.quick else 510))
         self.kept_for_later_s = 0.0  # what the parts to come need at the least
@@ -80,6 +81,8 @@ class Check:
         self._part["notes"].append(text)
 
     def left_out(self, what: str, why: str) -> None:
+        why = " ".join(why.split())
+        why = why if len(why) < 240 else f"{why[:240]} ..."
         self.say(f"left out: {what}: {why}")
         self._part["left_out"].append({"what": what, "why": why})
 
@@ -109,8 +112,8 @@ class Check:
     # --- measuring ------------------------------------------------------------------------------------------------------
 
     def session(self) -> lem.Session:
-        """A session whose runs are kept, with the baselines of those before it. Close it."""
-        opened = lem.Session(self.out / "runs")
+        """A session of the GPU's own sources whose runs are kept, with the baselines of those before it. Close it."""
+        opened = lem.Session(self.out / "runs", sources=["nvml"])
         opened.baselines.update(self.baselines)
         return opened
 

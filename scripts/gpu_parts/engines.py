@@ -14,7 +14,7 @@ from lem_kit import metrics
 
 from . import figures
 from .check import Check
-from .inference import INPUT_TOKENS, OUTPUT_TOKENS, load, one_batch, optional, row_of
+from .inference import load, one_batch, optional, row_of
 
 BATCH = 8
 
@@ -110,7 +110,7 @@ def continuous(check: Check) -> None:
     try:
         with check.session() as session:
             count = int(check.seconds(96, 24))
-            requests = lem.prompts.synthetic(count, INPUT_TOKENS, OUTPUT_TOKENS)
+            requests = lem.prompts.synthetic(count, check.input_tokens, check.output_tokens)
             m = session.run(backend, requests, lem.traffic.burst(), label=f"{model} burst", warmup=1)
             rows.append(traffic_row(m, "burst", None))
             most = metrics.requests_per_s(m) or 1.0
@@ -160,7 +160,7 @@ def compiled(check: Check) -> None:
     try:
         with check.session() as session:
             for name, options in (("growing cache", {}), ("static cache", {"cache_implementation": "static"})):
-                requests = lem.prompts.synthetic(BATCH, INPUT_TOKENS, OUTPUT_TOKENS, **options)
+                requests = lem.prompts.synthetic(BATCH, check.input_tokens, check.output_tokens, **options)
                 plan = lem.traffic.batches(BATCH)
                 for number in range(1, check.repeats + 1):
                     warmup = 3 if number == 1 else 1

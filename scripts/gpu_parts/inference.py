@@ -20,7 +20,6 @@ from .check import Check
 from .facts import idle_row
 
 BATCHES = (1, 8, 64)
-INPUT_TOKENS, OUTPUT_TOKENS = 256, 128
 KINDS = ("engine", "context", "bare")
 
 
@@ -73,7 +72,7 @@ def one_batch(
     check: Check, session: Any, backend: Any, model: str, batch: int, number: int, turns: dict[int, int]
 ) -> dict[str, Any]:
     """One row. How often the batch is sent is decided once, so that both passes do the same."""
-    requests = lem.prompts.synthetic(batch, INPUT_TOKENS, OUTPUT_TOKENS, seed=number)
+    requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens, seed=number)
     plan = lem.traffic.batches(batch)
     if batch not in turns:
         took = timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1)))
@@ -135,11 +134,11 @@ def split(m: Any) -> dict[str, Any]:
 def prefill_alone(check: Check, session: Any, backend: Any, model: str, batch: int) -> None:
     """The same prompts with one output token each: an independent figure for what prefill costs."""
     plan = lem.traffic.batches(batch)
-    pilot = lem.prompts.synthetic(batch, INPUT_TOKENS, 1, seed=7)
+    pilot = lem.prompts.synthetic(batch, check.input_tokens, 1, seed=7)
     for _ in range(2):
         took = timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, pilot, plan, -1)))
     rounds = max(1, min(100, round(check.seconds(1.0, 0.5) / took)))
-    requests = lem.prompts.synthetic(batch * rounds, INPUT_TOKENS, 1, seed=8)
+    requests = lem.prompts.synthetic(batch * rounds, check.input_tokens, 1, seed=8)
     m = session.run(backend, requests, plan, label=f"{model} prefill batch {batch}", repeats=3, warmup=0)
     energy = metrics.energy_j(m)
     batches = rounds * len(m.repeats)

@@ -26,6 +26,7 @@ SQUARES_S = (0.02, 0.05, 0.1, 0.2, 1.0)
 PART_TIME_S = (0.1, 0.097)
 DUTY = 0.3
 SETTLE_S = 0.5  # after a change of load, before its power is looked at
+LEAST_SWING_W = 20.0  # of a load above idle, for the part-time test to mean something
 AVERAGE_S = 1.1  # field 185 is a mean of a second
 
 
@@ -283,7 +284,7 @@ def part_time(check: Check, rows: list[dict[str, Any]]) -> None:
                 row = next((r for r in rows if r["load"] == part_time_name(period) and r["pass"] == number), None)
                 if row is not None and row[column] is not None and row["busy share"] and floor:
                     at[period] = (row[column] - sum(floor) / len(floor)) / row["busy share"]
-            if len(at) == len(PART_TIME_S) and at[PART_TIME_S[1]]:
+            if len(at) == len(PART_TIME_S) and at[PART_TIME_S[1]] > LEAST_SWING_W:
                 found.append({
                     "figure": column.removesuffix(" W"), "pass": number, "W per share of load, 100 ms": at[0.1],
                     "97 ms": at[0.097], "ratio": at[0.1] / at[0.097],

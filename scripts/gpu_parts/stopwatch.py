@@ -18,9 +18,8 @@ import lem_kit as lem
 
 from . import figures
 from .check import Check
-from .inference import INPUT_TOKENS, load
+from .inference import load
 
-OUTPUT_TOKENS = 64
 ROUNDS_PER_BLOCK = 2
 
 
@@ -32,14 +31,15 @@ def measure(check: Check) -> None:
     backend = load(check, model)
     try:
         for batch in (1, 8)[: 1 if check.quick else 2]:
-            compare(check, arms(torch, backend, batch), model, batch)
+            lengths = (check.input_tokens, check.output_tokens // 2)
+            compare(check, arms(torch, backend, batch, lengths), model, batch, batch * lengths[1])
     finally:
         backend.close()
 
 
-def arms(torch: Any, backend: Any, batch: int) -> dict[str, Callable[[], Any]]:
+def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict[str, Callable[[], Any]]:
     """The same work three ways. The bare one is what a user would write."""
-    requests = lem.prompts.synthetic(batch, INPUT_TOKENS, OUTPUT_TOKENS)
+    requests = lem.prompts.synthetic(batch, *lengths)
     model = backend._model  # the very same weights must be run with lem_kit around them and without
     from transformers.generation.streamers import BaseStreamer
 
@@ -50,14 +50,14 @@ def arms(torch: Any, backend: Any, batch: int) -> dict[str, Callable[[], Any]]:
 
     def bare(**more: Any) -> None:
         ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
-        options = {"max_new_tokens": OUTPUT_TOKENS, "min_new_tokens": OUTPUT_TOKENS, "do_sample": False, "pad_token_id": 0}
+        options = {"max_new_tokens": lengths[1], "min_new_tokens": lengths[1], "do_sample": False, "pad_token_id": 0}
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **more)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def full() -> None:
         done = lem.traffic.run_blocking(lem.traffic.send(backend, requests, lem.traffic.batches(batch)))
-        assert sum(c.output_tokens for c in done) == batch * OUTPUT_TOKENS, done[0].error
+        assert sum(c.output_tokens for c in done) == batch * lengths[1], done[0].error
 
     return {"bare": bare, "streamer alone": lambda: bare(streamer=Silent()), "lem_kit": full}
 
@@ -78,7 +78,7 @@ def sampler(on: bool) -> Iterator[None]:
         yield
 
 
-def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch: int) -> None:
+def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch: int, tokens: int) -> None:
     draw = random.Random(batch)
     for run in work.values():
         run()
@@ -97,7 +97,6 @@ def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch:
                         work[arm]()
                         took[arm, on].append(time.perf_counter() - began)
     rows = []
-    tokens = batch * OUTPUT_TOKENS
     for name, a, b in (
         ("streamer alone / bare, sampler off", ("streamer alone", False), ("bare", False)),
         ("lem_kit / bare, sampler off", ("lem_kit", False), ("bare", False)),
