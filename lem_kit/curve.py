@@ -160,6 +160,11 @@ class Course:
             self._sides.append(knots(series.between(start, end), domain.refresh_s, trace.period_s.get(key)))
         gaps = [b.t_ns - a.t_ns for found, _ in self._sides for a, b in itertools.pairwise(found)]
         grid = self._sides[0][1]
+        # How wrong the period may be: as the sampler knows it, or as the readings nearby confine it.
+        known = grid is not None and grid.period_ns == trace.period_s.get(key, 0.0) * 1e9
+        self._stretch = trace.period_half_s.get(key, 0.0) / trace.period_s[key] if known else 0.0
+        if grid is not None and not known:
+            self._stretch = grid.half_ns / NEARBY_NS
         self.period_ns = grid.period_ns if grid else median(gaps) if gaps else 0.0
         self._aged = domain.refresh_s is not None
         if domain.refresh_s is not None:
@@ -173,7 +178,7 @@ class Course:
             half_ns = max(first.timing_ns, last.timing_ns)
             (low0, high0), (low1, high1) = first.powers, last.powers
             shift = 0.95 * max(high1 - low0, high0 - low1) * half_ns  # of all knots alike
-            return math.hypot(shift, joules * half_ns / NEARBY_NS)  # and of the period
+            return math.hypot(shift, joules * self._stretch)  # and of the period
         return math.hypot(first.powers[1] * first.timing_ns, last.powers[1] * last.timing_ns)
 
     def edge(self, t_ns: int) -> Edge | None:

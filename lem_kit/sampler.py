@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from .energy import EnergySource, Reading, failure_code
 from .errors import LemError
 from .pace import Pace
+from .staircase import brackets, period_ns
 from .trace import Series, Trace
 
 # A window's end waits at most this long for a counter's next update, however slow the counter.
@@ -165,8 +166,9 @@ class Sampler:
                 job.due_ns = ended + REPEAT_FAILURE_NS // 2
             else:
                 job.due_ns = job.pace.after(series, ended)
-                if job.pace.grid is not None:
-                    self.trace.period_s[job.name] = job.pace.grid.period_ns / 1e9
+                if job.pace.period_ns is not None:
+                    self.trace.period_s[job.name] = job.pace.period_ns / 1e9
+                    self.trace.period_half_s[job.name] = job.pace.period_half_ns / 1e9
 
     def _note_readings(self, source: EnergySource, readings: Mapping[str, Reading]) -> None:
         with self._changed:
@@ -212,10 +214,11 @@ class Sampler:
     def edge(self) -> int:
         """The instant now, with an extra reading on its way where one helps: call it where a window opens."""
         now = self._clock()
-        for job in self._jobs:
-            if not job.side and (job.pace is None or job.pace.aim(now)):
-                job.due_ns = now
-        self._wake.set()
+        urgent = [job for job in self._jobs if not job.side and (job.pace is None or job.pace.grid is None)]
+        for job in urgent:
+            job.due_ns = now
+        if urgent:  # waking the thread costs the user's thread its turn
+            self._wake.set()
         return now
 
     def settle(self, t_ns: int) -> None:
@@ -229,7 +232,7 @@ class Sampler:
                 self._do(job)
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._all_told(t_ns), LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: self._all_told(t_ns), self._longest_wait_s())
         began = self._clock()
         sides = [job for job in self._jobs if job.side]
         for job in sides:
@@ -238,6 +241,13 @@ class Sampler:
         if sides:
             with self._changed:
                 self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) >= began for j in sides), 0.05)
+
+    def _longest_wait_s(self) -> float:
+        """A period of the slowest counter that steps, and an interval or two of reading."""
+        keys = [key for source in self.sources for key in self._stepping(source)]
+        parts = {key: self.trace.counters[key].part(-64, len(self.trace.counters[key].t_ns)) for key in keys}
+        known = [self.trace.period_s.get(key) or (period_ns(brackets(part)) or 1e9) / 1e9 for key, part in parts.items()]
+        return min(LONGEST_WAIT_S, 1.2 * max(known, default=0.0) + 2 * self.interval_s)
 
     def _all_told(self, t_ns: int) -> bool:
         """Whether every counter has told what it can about the energy up to `t_ns`."""
@@ -248,7 +258,7 @@ class Sampler:
         if self._said.get(job.name, ("", 0))[1] >= began > 0:
             return began >= t_ns  # it fails: there is nothing to wait for
         if job.pace is None:
-            return began >= t_ns
+            return began >= t_ns and all(self._stepped(key, t_ns) for key in self._stepping(job.source))
         series = self.trace.counters.get(job.name, Series())
         if job.pace.grid is not None:
             update_ns = job.pace.grid.at(job.pace.grid.last_before(t_ns) + 1)
@@ -256,11 +266,21 @@ class Sampler:
             while last > 0 and series.value[last] == series.value[last - 1]:
                 last -= 1
             return bool(series.t_ns) and series.t_ns[last] >= update_ns - job.pace.grid.half_ns
+        never = bool(series.t_ns) and series.value[0] == series.value[-1]
+        fast = job.pace.period_ns is not None and job.pace.period_ns < self.interval_s * 1e9
+        return began >= t_ns if never or fast else self._stepped(job.name, t_ns)
+
+    def _stepping(self, source: EnergySource) -> list[str]:
+        """Counters of unknown age that were seen to change."""
+        keys = [f"{source.name}:{name}" for name, domain in source.domains.items() if domain.refresh_s is None]
+        found = {key: self.trace.counters[key].value for key in keys if key in self.trace.counters}
+        return [key for key, value in found.items() if value[0] != value[-1]]
+
+    def _stepped(self, key: str, t_ns: int) -> bool:
+        """Whether the counter changed between two readings that were both taken after `t_ns`."""
+        series = self.trace.counters[key]
         first = bisect_left(series.t_ns, t_ns)
-        if first == len(series.t_ns):
-            return False
-        # Not on a grid: seen to change between two readings that were both taken after t_ns; or it never changed at all.
-        return series.value[first] != series.value[-1] or (series.value[0] == series.value[-1] and series.t_ns[-1] >= t_ns)
+        return first < len(series.t_ns) and series.value[first] != series.value[-1]
 
     def slice(self, start_ns: int, end_ns: int) -> Trace:
         """A copy of the trace between two instants."""

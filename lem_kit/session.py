@@ -24,6 +24,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ class Session:
         self.measurements: list[Measurement] = []
         self.baselines: dict[str, dict[str, Any]] = {}
         self._finishing = threading.RLock()
+        self._finisher = ThreadPoolExecutor(1, "lem-finish")  # its thread starts with the first window that does not wait
         self._environment = environment.describe()
         self._clock = clock
         self._closed = False
@@ -181,7 +183,7 @@ class Session:
             _innermost.reset(token)
             self._waiting.append(window)
             if window.parent is None and not wait:
-                threading.Thread(target=self._finish_after, args=(window,), name="lem-finish").start()
+                self._finisher.submit(self._finish_behind)
             elif window.parent is None:
                 self._finish_after(window)
 
@@ -253,7 +255,8 @@ class Session:
                 window.reasons.append("requests_failed")
             if len(completions) < FEW_REQUESTS:
                 window.reasons.append("few_requests")
-            if metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
+            open_loop = arrivals.schedule(len(requests)) is not None
+            if open_loop and metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
                 window.reasons.append("dispatch_late")
             if len(errors) == len(completions):
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
@@ -287,6 +290,13 @@ class Session:
             if outermost.status == "ok":
                 raise
             warnings.warn(str(error), stacklevel=4)  # the block's own exception is the one to see
+
+    def _finish_behind(self) -> None:
+        """As `_finish_waiting`, where nobody is there to raise to."""
+        try:
+            self._finish_waiting()
+        except Exception as error:  # a full disk, say; `Window.measurement` meets it again
+            warnings.warn(f"{type(error).__name__}: {error}", stacklevel=2)
 
     def _finish_waiting(self) -> None:
         """Look up every window that has ended."""
@@ -357,6 +367,7 @@ class Session:
         try:
             self._finish_waiting()
         finally:
+            self._finisher.shutdown()
             self._sampler.stop()
 
     def __enter__(self) -> Session:

@@ -42,7 +42,7 @@ class SourceError(LemError):
 
 def failure_code(error: Exception) -> str:
     """The reason code of whatever a source raised."""
-    return getattr(error, "code", None) if isinstance(error, SourceError) else "source_failed"  # type: ignore[return-value]
+    return error.code if isinstance(error, SourceError) else "source_failed"
 
 
 @runtime_checkable
