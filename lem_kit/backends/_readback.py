@@ -1,0 +1,67 @@
+"""What a loaded model says of itself.
+
+The one idea: a keyword counts as arrived when its effect can be read from the model: the dtype of its weights, the device
+and the bytes they take there, the attention in force. Not covered: what the engine does with it at work (`_continuous`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..measurement import jsonable
+
+_CONFIG_FACTS = {
+    "vocabulary": "vocab_size", "layers": "num_hidden_layers", "hidden_size": "hidden_size",
+    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_size": "head_dim",
+}  # fmt: skip
+
+
+def of_model(model: Any, name: str, revision: str | None) -> dict[str, Any]:
+    """Identity and shape."""
+    text = model.config.get_text_config()
+    quantization: Any = getattr(model.config, "quantization_config", None)
+    return {
+        "name": name,
+        "revision": revision,
+        "architecture": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": jsonable(quantization.to_dict() if hasattr(quantization, "to_dict") else quantization),
+        "context": _context(text),
+        **{ours: getattr(text, theirs, None) for ours, theirs in _CONFIG_FACTS.items()},
+    }
+
+
+def requested(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords as JSON: no secret, and no dump of a model that was given loaded."""
+    told = {
+        key: getattr(value, "name_or_path", value) if key == "assistant_model" else value for key, value in keywords.items()
+    }
+    return {key: "(not kept)" if key == "token" else jsonable(value) for key, value in told.items()}
+
+
+def effective(model: Any, placed_by: str) -> dict[str, Any]:
+    """The configuration in force."""
+    weights: dict[str, int] = {}
+    for parameter in model.parameters():
+        weights[str(parameter.device)] = weights.get(str(parameter.device), 0) + parameter.nbytes
+    return {
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "device_map": jsonable(getattr(model, "hf_device_map", None)),
+        "placement": placed_by,
+        # max_memory is not kept by the engine; what it leads to is: bytes of weights on each device.
+        "weight_bytes": weights,
+        # In force unless a request's options say otherwise.
+        "generation": {**jsonable(model.generation_config.to_diff_dict()), "do_sample": model.generation_config.do_sample},
+    }
+
+
+def _context(text: Any) -> int | None:
+    """The longest sequence in tokens; a stretched rotary embedding counts as long as its factor says."""
+    length = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_scaling", None) or getattr(text, "rope_parameters", None) or {}
+    if length and isinstance(factor := rope.get("factor"), (int, float)):
+        length = max(length, int(factor * rope.get("original_max_position_embeddings", length)))
+    return length
