@@ -181,7 +181,7 @@ def refreshes(check: Check, uuid: str, load: Any) -> None:
     check.table("refresh", rows)
     step = figures.smallest_step(found["counter"][:, 2]) if len(found["counter"]) else None
     check.fact("counter_smallest_step_mj", step)
-    counter = next((row for row in rows if row["figure"] == "counter" and row["grid_ms"]), None)
+    counter = next((row for row in reversed(rows) if row["figure"] == "counter" and row["grid_ms"]), None)
     samples = next((row for row in rows if row["figure"] == "samples" and row["p50_ms"]), None)
     check.headline("counter refreshed every", f"{counter['grid_ms']:.3f} ms" if counter else "no grid seen")
     check.headline("counter counts in", f"{step} mJ" if step else "not seen to count")

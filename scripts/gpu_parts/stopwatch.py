@@ -17,7 +17,7 @@ from typing import Any
 import lem_kit as lem
 
 from . import figures
-from .check import Check
+from .check import Check, until_settled
 from .inference import load
 
 ROUNDS_PER_BLOCK = 2
@@ -69,12 +69,8 @@ def sampler(on: bool) -> Iterator[None]:
         time.sleep(0.05)
         yield
         return
-    with lem.Session() as session:
-        for _ in range(100):
-            counters = [key for key in session.trace.counters if key.startswith("nvml:")]
-            if counters and all(key in session.trace.period_s for key in counters):
-                break
-            time.sleep(0.03)
+    with lem.Session(sources=["nvml"]) as session:
+        until_settled(session)
         yield
 
 
