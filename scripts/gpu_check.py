@@ -32,13 +32,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from gpu_parts import PARTS, tables  # noqa: E402
 from gpu_parts.check import Check  # noqa: E402
 
-GRACE_S = 25  # beyond the deadline, after which what there is is written and the process ends
+GRACE_S = 20  # beyond the deadline, after which what there is is written and the process ends
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--quick", action="store_true", help="about 90 s instead of 510")
+    parser.add_argument("--quick", action="store_true", help="about 90 s instead of 505")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be given more than once")
     parser.add_argument("--repeat", type=int, metavar="N", help="how often each thing is measured (2; 1 with --quick)")
     parser.add_argument("--seconds", type=float, help="the time for all of it; parts that need more are left out by name")

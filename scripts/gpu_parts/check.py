@@ -20,7 +20,7 @@ MODELS = ("random-llama-160m", "random-llama-1b")
 
 
 def until_settled(session: lem.Session) -> None:
-    """Wait, for three seconds at most, until the sampler has found the periods of its counters: till then it calls often, and
+    """Wait, for three seconds at most, until the sampler has found the periods of its counters: before, it calls often and
     windows are known less well."""
     end = time.monotonic() + 3
     while time.monotonic() < end:
@@ -45,7 +45,7 @@ class Check:
         self.anywhere: bool = options.anywhere
         self.input_tokens, self.output_tokens = (16, 8) if options.anywhere else (256, 128)
         self.began = time.monotonic()
-        self.deadline = self.began + (options.seconds or (90 if options.quick else 510))
+        self.deadline = self.began + (options.seconds or (90 if options.quick else 505))
         self.kept_for_later_s = 0.0  # what the parts to come need at the least
         self.baselines: dict[str, Any] = {}  # kind -> as `Session.baselines` has it
         self.loads: dict[str, Any] = {}

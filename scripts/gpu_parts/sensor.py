@@ -217,7 +217,7 @@ def refresh_rows(found: dict[str, Any], began_ns: int, ended_ns: int) -> dict[st
 
 def agreement(check: Check, uuid: str, load: Any) -> None:
     """Counter, integral of samples and both power fields side by side on idle, steady and square loads."""
-    seconds = check.seconds(3, 1)
+    seconds = check.seconds(2.5, 1)
     plans: list[tuple[str, Callable[[], float]]] = [
         ("idle", lambda: time.sleep(seconds) or 0.0),
         ("steady", lambda: load.until(loads.now() + int(seconds * 1e9)) or 1.0),

@@ -31,7 +31,7 @@ def measure(check: Check) -> None:
     backend = load(check, model)
     try:
         for batch in (1, 8)[: 1 if check.quick else 2]:
-            lengths = (check.input_tokens, check.output_tokens // 2)
+            lengths = (check.input_tokens, max(4, check.output_tokens // 4))
             compare(check, arms(torch, backend, batch, lengths), model, batch, batch * lengths[1])
     finally:
         backend.close()
@@ -80,7 +80,7 @@ def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch:
         run()
         run()
     took: dict[tuple[str, bool], list[float]] = {(arm, on): [] for arm in work for on in (False, True)}
-    blocks = int(check.seconds(12, 2))
+    blocks = int(check.seconds(10 if batch == 1 else 5, 2))
     for block in range(blocks):
         if check.left_s() < 3:
             check.left_out(f"{model}, batch {batch}: blocks {block + 1} to {blocks} of pairs", "no time is left")
