@@ -129,12 +129,19 @@ def optional(module: str, name: str, *args: Any) -> Any:
 
 
 def split(m: Any) -> dict[str, Any]:
-    """Energy of prefill and decode, if this lem_kit can tell them apart."""
-    return {"prefill J": None, "decode J": None}
+    """Energy of prefill and decode for each repeat, if this lem_kit and the window can tell them apart."""
+    found = optional("phases", "split", m)
+    row: dict[str, Any] = {}
+    for name in ("prefill", "decode"):
+        phase = getattr(found, name, None)
+        figure = phase.figure if phase is not None else None
+        row[f"{name} J"] = figure.value / len(m.repeats) if figure else None
+        row[f"± {name} J"] = figure.half_width / len(m.repeats) if figure else None
+    return row
 
 
 def prefill_alone(check: Check, session: Any, backend: Any, model: str, batch: int) -> None:
-    """The same prompts with one output token each: an independent figure for what prefill costs."""
+    """Prompts of the same length with one output token each: an independent figure for what prefill costs."""
     plan = lem.traffic.batches(batch)
     pilot = lem.prompts.synthetic(batch, check.input_tokens, 1, seed=7)
     for _ in range(2):

@@ -33,7 +33,7 @@ AVERAGE_S = 1.1  # field 185 is a mean of a second
 def characterise(check: Check) -> None:
     nvml, board = handle()
     uuid = nvml.nvmlDeviceGetUUID(board)
-    idle_costs = costs(nvml, board, check.seconds(100, 30))
+    idle_costs = costs(nvml, board, int(check.seconds(100, 30)))
     load = the_load(check)
     refreshes(check, uuid, load)
     calls(check, nvml, board, idle_costs, load)
@@ -102,7 +102,7 @@ def calls(check: Check, nvml: Any, board: Any, idle_costs: dict[str, Any], load:
     thread.start()
     time.sleep(SETTLE_S)
     try:
-        busy_costs = costs(nvml, board, check.seconds(100, 20))
+        busy_costs = costs(nvml, board, int(check.seconds(100, 20)))
     finally:
         stop.set()
         thread.join()
