@@ -1,8 +1,8 @@
 """Energy between two instants, with its uncertainty.
 
 The one idea: between two knots of a counter the energy is known but not its course. The course is taken from power samples
-where they are dense enough, scaled so that each cell keeps the counter's energy; else from the mean powers of the cells
-around it. What that leaves open at the two edges of a window, and the doubt about the instants of the knots, is the interval.
+where they are dense enough, scaled so that each cell keeps the counter's energy; else the power is taken to be steady there.
+What that leaves open at the two edges of a window, and the doubt about the instants of the knots, is the interval.
 
 Not covered: gain and offset errors of the sensor itself, which no software can see (about 5 %, up to 13 % on some GPU
 boards: Yang et al., "Accurate and Convenient Energy Measurements for GPUs", SC24).

@@ -16,6 +16,7 @@ Not covered: the energy between the knots (`curve`), when to read (`pace`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def period_ns(found: Sequence[Bracket]) -> float | None:
     """Median distance of successive changes; None for fewer than three of them."""
     if len(found) < 3:
         return None
-    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in zip(found, found[1:])) / 2
+    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in itertools.pairwise(found)) / 2
 
 
 def fit_grid(
