@@ -15,6 +15,7 @@ Not covered: more than one GPU (the first that this process may see is checked).
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import subprocess
@@ -79,6 +80,8 @@ def build_models(check: Check, parts: list[str]) -> Callable[[], None]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", code, *check.models]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    atexit.register(process.kill)
 
     def wait() -> None:
         said, _ = process.communicate(timeout=max(check.left_s(), 30))

@@ -140,7 +140,7 @@ BRIEFLY = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import gpu_check
-gpu_check.Check.seconds = lambda self, full, quick: quick / 5
+gpu_check.Check.seconds = lambda self, full, quick: quick / 2.5
 sys.exit(gpu_check.main(sys.argv[1:]))
 """
 

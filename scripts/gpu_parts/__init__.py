@@ -18,8 +18,8 @@ PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "sensor": (sensor.characterise, 20.0),
     "coverage": (coverage.measure, 15.0),
     "inference": (inference.measure, 60.0),
-    "stopwatch": (stopwatch.measure, 20.0),
-    "precision": (engines.precision, 15.0),
-    "continuous": (engines.continuous, 15.0),
-    "compile": (engines.compiled, 35.0),
+    "stopwatch": (stopwatch.measure, 40.0),
+    "precision": (engines.precision, 30.0),
+    "continuous": (engines.continuous, 30.0),
+    "compile": (engines.compiled, 50.0),
 }

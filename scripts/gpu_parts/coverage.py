@@ -41,9 +41,9 @@ def measure(check: Check) -> None:
         if check.allow(f"adjacent windows, {name}", seconds + 2):
             adjacent(check, name, work, seconds)
     plans = [
-        ("back to back, 230 ms", SHORT_S, check.seconds(40, 6), False),
-        ("with pauses, 230 ms", SHORT_S, check.seconds(40, 6), True),
-        ("with pauses, 1 s", LONG_S, check.seconds(12, 0), True),
+        ("back to back, 230 ms", SHORT_S, check.seconds(30, 6), False),
+        ("with pauses, 230 ms", SHORT_S, check.seconds(30, 6), True),
+        ("with pauses, 1 s", LONG_S, check.seconds(10, 0), True),
     ]
     for name, length_s, count, pauses in plans:
         if count and check.allow(f"repeated work, {name}", count * (length_s + 0.1 * pauses) + 2):

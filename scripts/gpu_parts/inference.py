@@ -51,8 +51,8 @@ def one_model(check: Check, model: str, backend: Any) -> None:
         turns: dict[int, int] = {}
         batches = BATCHES[: 2 if check.quick else None]
         for number, batch in itertools.product(range(1, check.repeats + 1), batches):
-            if check.allow(f"{model}, batch {batch}, pass {number}", check.seconds(9, 5)):
-                rows += [one_batch(check, session, backend, model, batch, number, turns)]
+            if check.allow(f"{model}, batch {batch}, pass {number}", check.seconds(12 if number == 1 else 8, 5)):
+                rows += [one_batch(check, session, backend, model, batch, number, turns, check.seconds(3.5, 1.5))]
         for batch in batches:
             if check.allow(f"{model}, batch {batch}, prefill alone", check.seconds(5, 3)):
                 prefill_alone(check, session, backend, model, batch)
@@ -71,16 +71,19 @@ def one_model(check: Check, model: str, backend: Any) -> None:
 
 
 def one_batch(
-    check: Check, session: Any, backend: Any, model: str, batch: int, number: int, turns: dict[int, int]
+    check: Check, session: Any, backend: Any, model: str, batch: int, number: int, turns: dict[int, int], seconds: float
 ) -> dict[str, Any]:
-    """One row. How often the batch is sent is decided once, so that both passes do the same."""
+    """One row. How often the batch is sent is decided once, so that both passes do the same. The first pass warms up until
+    it has settled, the second finds it warm."""
     requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens, seed=number)
     plan = lem.traffic.batches(batch)
     if batch not in turns:
-        took = timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1)))
-        took = min(took, timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1))))
-        turns[batch] = max(2, min(20, round(check.seconds(3.5, 1.5) / took)))
-    m = session.run(backend, requests, plan, label=f"{model} batch {batch}", repeats=turns[batch], config={"pass": number})
+        sent = [timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1))) for _ in range(2)]
+        turns[batch] = max(2, min(20, round(seconds / min(sent))))
+    m = session.run(
+        backend, requests, plan, label=f"{model} batch {batch}", repeats=turns[batch],
+        warmup=1 if check.quick or number > 1 else None, config={"pass": number},
+    )  # fmt: skip
     check.say(f"{model}, batch {batch}, pass {number}: {metrics.output_tokens_per_s(m):.4g} tokens/s")
     return row_of(m, model=model, batch=batch, **{"pass": number})
 

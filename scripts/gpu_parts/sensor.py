@@ -25,7 +25,7 @@ from .facts import by_method, handle
 SQUARES_S = (0.02, 0.05, 0.1, 0.2, 1.0)
 PART_TIME_S = (0.1, 0.097)
 DUTY = 0.3
-SETTLE_S = 0.5  # after a change of load, before its power is looked at
+SETTLE_S = 0.4  # after a change of load, before its power is looked at
 LEAST_SWING_W = 20.0  # of a load above idle, for the part-time test to mean something
 AVERAGE_S = 1.1  # field 185 is a mean of a second
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lem_kit as lem
@@ -38,7 +38,7 @@ def measure(check: Check) -> None:
 
 
 def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """The same work three ways. The bare one is what a user would write."""
+    """The same work three ways."""
     requests = lem.prompts.synthetic(batch, *lengths)
     model = backend._model  # the very same weights must be run with lem_kit around them and without
     from transformers.generation.streamers import BaseStreamer
@@ -48,18 +48,27 @@ def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict
 
         def end(self) -> None: ...
 
-    def bare(**more: Any) -> None:
-        ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
-        options = {"max_new_tokens": lengths[1], "min_new_tokens": lengths[1], "do_sample": False, "pad_token_id": 0}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **more)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    generate = bare(torch, model, requests)
 
     def full() -> None:
         done = lem.traffic.run_blocking(lem.traffic.send(backend, requests, lem.traffic.batches(batch)))
         assert sum(c.output_tokens for c in done) == batch * lengths[1], done[0].error
 
-    return {"bare": bare, "streamer alone": lambda: bare(streamer=Silent()), "lem_kit": full}
+    return {"bare": generate, "streamer alone": lambda: generate(streamer=Silent()), "lem_kit": full}
+
+
+def bare(torch: Any, model: Any, requests: Sequence[Any]) -> Callable[..., None]:
+    """`generate` as a user would write it, for requests of one length; it takes further options."""
+    tokens = requests[0].max_new_tokens
+    fixed = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+
+    def generate(**options: Any) -> None:
+        ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **fixed, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return generate
 
 
 @contextlib.contextmanager

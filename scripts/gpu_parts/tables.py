@@ -55,7 +55,10 @@ def short(results: Mapping[str, Any]) -> str:
     for name, part in results["parts"].items():
         if part["status"] not in ("done", "running"):
             rows.append({"what": f"part {name}", "value": f"{part['status']}: {part.get('why', '')}"})
-        rows += [{"what": f"left out: {left['what']}", "value": left["why"]} for left in part["left_out"]]
+        if part["left_out"]:
+            said = [f"{left['what']} ({left['why']})" for left in part["left_out"]]
+            more = f"; and {len(said) - 4} more" if len(said) > 4 else ""
+            rows.append({"what": f"left out of {name}", "value": "; ".join(said[:4]) + more})
     return markdown_table(rows) if rows else "Nothing was measured."
 
 
