@@ -44,7 +44,7 @@ def measure(pairs: int = 8, stretch_s: float = 1.0, work: Callable[[], None] | N
     cpu: list[float] = []
     sources: list[str] = []
     for pair in range(pairs):
-        speeds = {}
+        speeds: dict[bool, float] = {}
         for watched in (True, False) if pair % 2 else (False, True):
             if not watched:
                 time.sleep(SETTLE_S)  # the machine has rested as long in both cases
