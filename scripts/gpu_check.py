@@ -3,6 +3,7 @@
     python scripts/gpu_check.py --out FOLDER                 everything, twice where time allows
     python scripts/gpu_check.py --out FOLDER --quick         the same in outline, about 90 s
     python scripts/gpu_check.py --out FOLDER --part sensor   one part (repeat the option for more)
+    python scripts/gpu_check.py --out FOLDER --against EARLIER/results.json      everything, and how well it repeats
 
 FOLDER gets results.md, results.json, log.txt and runs.tar.gz (every run folder, and what was polled). The last thing printed
 is a short table. The card's settings are read and never changed; nothing is downloaded. What a part could not do stands in
@@ -14,6 +15,7 @@ Not covered: more than one GPU (the first that this process may see is checked).
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -32,17 +34,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from gpu_parts import PARTS, tables  # noqa: E402
 from gpu_parts.check import Check  # noqa: E402
 
-GRACE_S = 25  # beyond the deadline, after which what there is is written and the process ends
+GRACE_S = 20  # beyond the deadline, after which what there is is written and the process ends
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--quick", action="store_true", help="about 90 s instead of 510")
+    parser.add_argument("--quick", action="store_true", help="about 90 s instead of 505")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be given more than once")
     parser.add_argument("--repeat", type=int, metavar="N", help="how often each thing is measured (2; 1 with --quick)")
     parser.add_argument("--seconds", type=float, help="the time for all of it; parts that need more are left out by name")
     parser.add_argument("--model", action="append", metavar="NAME", help="models to run, small ones first")
+    parser.add_argument("--against", type=Path, metavar="RESULTS.json", help="an earlier run, to show repeatability")
     parser.add_argument("--anywhere", action="store_true", help="run models without CUDA too, to try this script")
     parser.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True, help="run folders in one archive")
     return parser.parse_args(arguments)
@@ -85,6 +88,15 @@ def build_models(check: Check, parts: list[str]) -> Callable[[], None]:
             raise RuntimeError(f"the models could not be built: {said.strip()[-800:]}")
 
     return wait
+
+
+def compare(check: Check, earlier: Path) -> None:
+    rows = tables.against(check.results, json.loads(earlier.read_text(encoding="utf-8")))
+    check.table(f"against {earlier}", rows)
+    ratios = sorted(row["J/token, this/earlier"] for row in rows if row["J/token, this/earlier"] is not None)
+    if ratios:
+        said = f"{ratios[0]:.4f} to {ratios[-1]:.4f}, median {ratios[len(ratios) // 2]:.4f}, of {len(ratios)}"
+        check.headline("J/token, this run over the earlier one", said)
 
 
 def finish(check: Check, packing: bool) -> None:
@@ -132,6 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
         with check.part(name):
             PARTS[name][0](check)
         tables.write(check.out, check.results)
+    if asked.against is not None:
+        with check.part("against"):
+            compare(check, asked.against)
     timer.cancel()
     finish(check, asked.pack)
     return int(any(part["status"] == "failed" for part in check.results["parts"].values()))

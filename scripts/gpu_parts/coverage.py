@@ -1,7 +1,8 @@
 """How often the intervals of lem_kit hold what they should, with long windows as the reference for short ones.
 
     adjacent   many short windows that touch, and the long one that they make up
-    inside     each of those against the mean power of the long one (steady load only)
+    inside     windows at random instants of a long one against its mean power: of any length under the steady load, and of
+               two whole periods of the square wave, whose edges cut it anywhere
     repeated   one and the same work again and again, each in a window of its own, against their mean
 
 The reference is not the truth: what the sensor's gain hides is in both. A straight line is taken out of repeated work, since
@@ -25,6 +26,7 @@ from .sensor import the_load
 SHORT_S, LONG_S = 0.23, 1.0
 SQUARE_S = 0.37
 METHODS = ("counter", "integral")
+RANDOM_WINDOWS = 60
 
 
 def measure(check: Check) -> None:
@@ -86,11 +88,31 @@ def adjacent(check: Check, name: str, work: Callable[[float], Any], seconds: flo
             "sum/long": total / long.joules, "difference/±": abs(total - long.joules) / long.uncertainty_j,
         }  # fmt: skip
         check.table("adjacent windows", [row])
-        if name == "steady":
-            length = [(b - a) / (edges[-1] - edges[0]) for a, b in itertools.pairwise(edges)]
-            scaled = [e.joules / share for e, share in zip(short, length)]
-            halves = [e.uncertainty_j / share for e, share in zip(short, length)]
-            add(check, "inside a long window, 230 ms", method, scaled, halves, long.joules)
+        for length_s in (0.05, SHORT_S, LONG_S) if name == "steady" else (2 * SQUARE_S,):
+            if length_s < seconds / 3:
+                inside(
+                    check,
+                    f"{name}, inside, {1000 * length_s:g} ms",
+                    method,
+                    trace,
+                    (edges[0], edges[-1]),
+                    long.joules,
+                    length_s,
+                )
+
+
+def inside(check: Check, name: str, method: str, trace: Any, edges: tuple[int, int], joules: float, length_s: float) -> None:
+    """Windows at random instants of a long one against its mean power."""
+    length_ns = int(length_s * 1e9)
+    draw = random.Random(2)
+    starts = [draw.randrange(edges[0], edges[1] - length_ns) for _ in range(RANDOM_WINDOWS)]
+    found = [by_method(energy(trace, t, t + length_ns))[method] for t in starts]
+    known = [e for e in found if e.joules is not None]
+    if len(known) < len(found):
+        check.left_out(f"{len(found) - len(known)} windows {name}, {method}", "no energy: " + reasons(found))
+    if known:
+        reference = joules * length_ns / (edges[1] - edges[0])
+        add(check, name, method, [e.joules for e in known], [e.uncertainty_j for e in known], reference)
 
 
 def repeated(check: Check, load: Any, name: str, length_s: float, count: int, pauses: bool) -> None:
@@ -116,8 +138,10 @@ def repeated(check: Check, load: Any, name: str, length_s: float, count: int, pa
 def add(check: Check, name: str, method: str, values: list[float], halves: list[float], reference: float) -> None:
     found = figures.covered(values, halves, reference)
     check.table("coverage", [{"windows of": name, "source": method, "mean J": reference, **found}])
+    if method == "integral":
+        return
     check.headline(
-        f"inside ±: {name}, {method}",
+        f"inside ±: {name}",
         f"{found['inside']} of {found['windows']} (± {found['half_width_percent']:.2f} %, sd {found['sd_percent']:.2f} %)",
     )
 

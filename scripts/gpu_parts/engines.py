@@ -117,7 +117,7 @@ def continuous(check: Check) -> None:
             for share in (0.3, 0.7):
                 rate = share * most
                 for number in range(1, check.repeats + 1):
-                    here = max(8, min(count, int(rate * check.seconds(8, 3))))
+                    here = max(8, min(count, int(rate * check.seconds(6, 3))))
                     if check.allow(f"Poisson at {share:.0%} of the burst's rate, pass {number}", here / rate + 4):
                         plan = lem.traffic.poisson(rate, seed=number)
                         m = session.run(backend, requests[:here], plan, label=f"{model} poisson {share}", warmup=0)

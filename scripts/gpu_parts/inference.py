@@ -56,6 +56,8 @@ def one_model(check: Check, model: str, backend: Any) -> None:
         for batch in batches:
             if check.allow(f"{model}, batch {batch}, prefill alone", check.seconds(5, 3)):
                 prefill_alone(check, session, backend, model, batch)
+        if check.allow(f"{model}: FLOPs counted against the formula", 2):
+            check_flops(check, session, backend, model)
     check.table("inference", rows)
     repeatability(check, rows)
     for row in rows:
@@ -77,7 +79,7 @@ def one_batch(
     if batch not in turns:
         took = timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1)))
         took = min(took, timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1))))
-        turns[batch] = max(2, min(20, round(check.seconds(4, 1.5) / took)))
+        turns[batch] = max(2, min(20, round(check.seconds(3.5, 1.5) / took)))
     m = session.run(backend, requests, plan, label=f"{model} batch {batch}", repeats=turns[batch], config={"pass": number})
     check.say(f"{model}, batch {batch}, pass {number}: {metrics.output_tokens_per_s(m):.4g} tokens/s")
     return row_of(m, model=model, batch=batch, **{"pass": number})
@@ -127,12 +129,19 @@ def optional(module: str, name: str, *args: Any) -> Any:
 
 
 def split(m: Any) -> dict[str, Any]:
-    """Energy of prefill and decode, if this lem_kit can tell them apart."""
-    return {"prefill J": None, "decode J": None}
+    """Energy of prefill and decode for each repeat, if this lem_kit and the window can tell them apart."""
+    found = optional("phases", "split", m)
+    row: dict[str, Any] = {}
+    for name in ("prefill", "decode"):
+        phase = getattr(found, name, None)
+        figure = phase.figure if phase is not None else None
+        row[f"{name} J"] = figure.value / len(m.repeats) if figure else None
+        row[f"± {name} J"] = figure.half_width / len(m.repeats) if figure else None
+    return row
 
 
 def prefill_alone(check: Check, session: Any, backend: Any, model: str, batch: int) -> None:
-    """The same prompts with one output token each: an independent figure for what prefill costs."""
+    """Prompts of the same length with one output token each: an independent figure for what prefill costs."""
     plan = lem.traffic.batches(batch)
     pilot = lem.prompts.synthetic(batch, check.input_tokens, 1, seed=7)
     for _ in range(2):
@@ -154,6 +163,21 @@ def prefill_alone(check: Check, session: Any, backend: Any, model: str, batch: i
             }
         ],
     )  # fmt: skip
+
+
+def check_flops(check: Check, session: Any, backend: Any, model: str) -> None:
+    """What torch counts against what the model's shape says; torch counts the whole square of a prompt's attention."""
+    batch, prompt, output = 2, 64, 8
+    counted = optional(
+        "flops", "counted", backend.model if hasattr(backend, "model") else backend._model, prompt, output, batch
+    )
+    m = session.run(
+        backend, lem.prompts.synthetic(batch, prompt, output), lem.traffic.batches(batch), label=f"{model} flops", warmup=0
+    )
+    said = optional("flops", "of_run", m)
+    if counted is not None and said is not None:
+        row = {"model": model, "counted": counted.flop, said.method: said.flop, "counted/formula": counted.flop / said.flop}
+        check.table("FLOPs", [row])
 
 
 def repeatability(check: Check, rows: list[dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ AVERAGE_S = 1.1  # field 185 is a mean of a second
 def characterise(check: Check) -> None:
     nvml, board = handle()
     uuid = nvml.nvmlDeviceGetUUID(board)
-    idle_costs = costs(nvml, board, check.seconds(100, 30))
+    idle_costs = costs(nvml, board, int(check.seconds(100, 30)))
     load = the_load(check)
     refreshes(check, uuid, load)
     calls(check, nvml, board, idle_costs, load)
@@ -102,7 +102,7 @@ def calls(check: Check, nvml: Any, board: Any, idle_costs: dict[str, Any], load:
     thread.start()
     time.sleep(SETTLE_S)
     try:
-        busy_costs = costs(nvml, board, check.seconds(100, 20))
+        busy_costs = costs(nvml, board, int(check.seconds(100, 20)))
     finally:
         stop.set()
         thread.join()
@@ -181,7 +181,7 @@ def refreshes(check: Check, uuid: str, load: Any) -> None:
     check.table("refresh", rows)
     step = figures.smallest_step(found["counter"][:, 2]) if len(found["counter"]) else None
     check.fact("counter_smallest_step_mj", step)
-    counter = next((row for row in rows if row["figure"] == "counter" and row["grid_ms"]), None)
+    counter = next((row for row in reversed(rows) if row["figure"] == "counter" and row["grid_ms"]), None)
     samples = next((row for row in rows if row["figure"] == "samples" and row["p50_ms"]), None)
     check.headline("counter refreshed every", f"{counter['grid_ms']:.3f} ms" if counter else "no grid seen")
     check.headline("counter counts in", f"{step} mJ" if step else "not seen to count")
@@ -217,7 +217,7 @@ def refresh_rows(found: dict[str, Any], began_ns: int, ended_ns: int) -> dict[st
 
 def agreement(check: Check, uuid: str, load: Any) -> None:
     """Counter, integral of samples and both power fields side by side on idle, steady and square loads."""
-    seconds = check.seconds(3, 1)
+    seconds = check.seconds(2.5, 1)
     plans: list[tuple[str, Callable[[], float]]] = [
         ("idle", lambda: time.sleep(seconds) or 0.0),
         ("steady", lambda: load.until(loads.now() + int(seconds * 1e9)) or 1.0),

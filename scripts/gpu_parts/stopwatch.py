@@ -17,7 +17,7 @@ from typing import Any
 import lem_kit as lem
 
 from . import figures
-from .check import Check
+from .check import Check, until_settled
 from .inference import load
 
 ROUNDS_PER_BLOCK = 2
@@ -31,7 +31,7 @@ def measure(check: Check) -> None:
     backend = load(check, model)
     try:
         for batch in (1, 8)[: 1 if check.quick else 2]:
-            lengths = (check.input_tokens, check.output_tokens // 2)
+            lengths = (check.input_tokens, max(4, check.output_tokens // 4))
             compare(check, arms(torch, backend, batch, lengths), model, batch, batch * lengths[1])
     finally:
         backend.close()
@@ -69,12 +69,8 @@ def sampler(on: bool) -> Iterator[None]:
         time.sleep(0.05)
         yield
         return
-    with lem.Session() as session:
-        for _ in range(100):
-            counters = [key for key in session.trace.counters if key.startswith("nvml:")]
-            if counters and all(key in session.trace.period_s for key in counters):
-                break
-            time.sleep(0.03)
+    with lem.Session(sources=["nvml"]) as session:
+        until_settled(session)
         yield
 
 
@@ -84,7 +80,7 @@ def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch:
         run()
         run()
     took: dict[tuple[str, bool], list[float]] = {(arm, on): [] for arm in work for on in (False, True)}
-    blocks = int(check.seconds(12, 2))
+    blocks = int(check.seconds(10 if batch == 1 else 5, 2))
     for block in range(blocks):
         if check.left_s() < 3:
             check.left_out(f"{model}, batch {batch}: blocks {block + 1} to {blocks} of pairs", "no time is left")

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import figures
+
 
 def cell(value: Any) -> str:
     """A value as a table shows it: four significant digits, and a dash for what is not known."""
@@ -55,6 +57,32 @@ def short(results: Mapping[str, Any]) -> str:
             rows.append({"what": f"part {name}", "value": f"{part['status']}: {part.get('why', '')}"})
         rows += [{"what": f"left out: {left['what']}", "value": left["why"]} for left in part["left_out"]]
     return markdown_table(rows) if rows else "Nothing was measured."
+
+
+def against(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Repeatability between two runs of the check: J per output token and tokens/s of this one over the earlier one's, for
+    every row that both have, with the interval that the rows' own intervals give."""
+    found = []
+    for part, table in (("inference", "inference"), ("precision", "number formats"), ("compile", "static cache")):
+        rows, others = (run["parts"].get(part, {}).get("tables", {}).get(table, []) for run in (new, old))
+        names = [name for name in ("format", "cache", "model", "batch", "pass") if any(name in row for row in rows)]
+        for row in rows:
+            other = next((o for o in others if all(o.get(name) == row.get(name) for name in names)), None)
+            if other is None:
+                continue
+            energy = None
+            if row["J/output token"] and other["J/output token"]:
+                energy = figures.ratio(row["J/output token"], row["± gross"], other["J/output token"], other["± gross"])
+            found.append(
+                {
+                    "what": ", ".join(f"{name} {row[name]}" for name in names if row.get(name) is not None),
+                    "J/token, this/earlier": energy.value if energy else None,
+                    "low": energy.low if energy else None,
+                    "high": energy.high if energy else None,
+                    "tokens/s, this/earlier": row["output tokens/s"] / other["output tokens/s"],
+                }
+            )
+    return found
 
 
 def write(out: Path, results: Mapping[str, Any]) -> None:
