@@ -21,7 +21,8 @@ from .trace import Trace
 
 # History of the record's schema. A reader accepts its own version and those listed as readable below it.
 #   1  first version
-SCHEMA_VERSION = 1
+#   2  calls are timed, failures have a code, periods of counters, baselines, the meter's own share
+SCHEMA_VERSION = 2
 
 Method = Literal["counter", "integral", "model"]
 Kind = Literal["window", "idle", "run"]
@@ -32,11 +33,28 @@ REASONS: Mapping[str, str] = {
     "no_source": "no energy source could be opened; `lem doctor` says why",
     "source_starting": "the source was still starting when the window opened; measure again",
     "source_failed": "the source stopped answering before the window was over",
+    "gpu_lost": "the GPU fell off the bus; what it used since its last reading is not known",
+    "no_permission": "this process may not read the source; `lem doctor` says what opens it",
     "no_reading": "the source gave no reading on both sides of the window",
     "not_advancing": "the counter was never seen to advance, so it may not be counting at all",
     "too_short": "the window is too short for this source to see any energy in it",
     "unresolved": "the interval is wider than the figure: the window is too short for this source; make it longer",
-    "counter_went_back": "the counter went backwards inside the window (reset, driver reload)",
+    "counter_went_back": "the counter went backwards inside the window (reset, driver reload, wrap)",
+    "counter_stuck": "the counter stood still inside the window for more than five of its periods",
+    "implausible": "the readings claim more power than the device can draw",
+    "sources_disagree": "counter and integrated power of one device differ by more than both intervals allow",
+    "mig_parent_scope": "power is only known for the whole board: the figure holds its other MIG instances, too",
+    "other_gpu_in_use": "CUDA in this process uses a GPU that is not among those read",
+    "foreign_process": "another process works on this GPU: its energy is in the figure",
+    "host_shared": "other processes kept the CPU busy: their energy is in the figure",
+    "throttled": "the GPU lowered its clocks for heat or a hardware limit",
+    "power_capped": "the GPU ran at its power limit for more than half of the window",
+    "thermal_drift": "the temperature moved by more than 3 C from the first to the last quarter of the window",
+    "clock_jump": "the wall clock was set during the window; time stamps of power samples may be off",
+    "baseline_stale": "the idle baseline was measured on another device or another day",
+    "baseline_temperature": "the idle baseline was measured at a temperature that differs by more than 10 C",
+    "baseline_unsteady": "the idle baseline is not known to better than 10 %",
+    "warmup_not_settled": "the warm-up reached its cap before latency, power and temperature had settled",
     "sampling_gap": "readings are missing inside the window for longer than ten sampling intervals",
     "edge_extrapolated": "no counter update was seen after the window; its last part is extrapolated at the last power",
     "shorter_than_refresh": "the window is shorter than the counter's refresh period, so its energy is mostly interpolated",
@@ -47,6 +65,7 @@ REASONS: Mapping[str, str] = {
     "interrupted": "the measured code was interrupted",
     "requests_failed": "some requests did not complete",
     "few_requests": "fewer than 30 requests: percentiles and means of latency are weak",
+    "dispatch_late": "requests were handed over late: the 99th percentile of the lag exceeds a tenth of the median TTFT",
     "tokens_unknown": "the number of output tokens could not be evaluated",
 }
 
@@ -188,8 +207,9 @@ class Measurement:
     `energy` is keyed "source:domain" and covers the whole window, gaps between `repeats` included; figures per repeat come
     from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
     reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
-    `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `reasons` are codes of `REASONS` that touch the
-    whole record.
+    `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `loop_lag_s` is the longest that the loop that sends
+    requests was seen held up. `reasons` are codes of `REASONS` that touch the whole record. `baselines` holds the idle
+    baselines of the session by kind (`baseline.of`), `meter` what reading cost: "call_share" and "cpu_share" of the window.
     """
 
     run_id: str
@@ -204,6 +224,7 @@ class Measurement:
     completions: tuple[Completion, ...] = ()
     warmup: tuple[Completion, ...] = ()
     output_tokens: int | None = None
+    loop_lag_s: float | None = None
     error: Mapping[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     backend: Mapping[str, Any] | None = None
@@ -211,6 +232,8 @@ class Measurement:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+    meter: Mapping[str, float] = field(default_factory=dict)
     parent: str | None = None
     schema_version: int = SCHEMA_VERSION
     trace: Trace = field(default_factory=Trace, repr=False)
@@ -219,6 +242,13 @@ class Measurement:
     def duration_s(self) -> float:
         """Length of the window in seconds."""
         return (self.t1_ns - self.t0_ns) / 1e9
+
+    @property
+    def valid(self) -> bool:
+        """Whether the total energy is known and no reason code speaks against it; `metrics.verdict` names those that do."""
+        from .metrics import verdict
+
+        return not verdict(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
         from .jupyter.card import mimebundle

@@ -1,9 +1,9 @@
-"""Metrics: pure functions from a Completion or a Measurement to a number, each with formula, unit and source.
+"""Metrics: pure functions from a Measurement to a number, each with formula, unit and source; those of one request, from
+`latency`, are here too.
 
-Definitions version 1. Denominators and units stand in the names. A metric that was not observed is None. Percentiles are
-NumPy's linear interpolation; above the median one is withheld when fewer than ten samples lie beyond it.
+Definitions version 1. Denominators and units stand in the names. A metric that was not observed is None.
 
-Not covered yet: goodput, steady-state windows, energy by phase and by request.
+Not covered here: goodput (`goodput`), steady-state windows (`steady`), FLOPs (`flops`), energy by phase and by request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .latency import (  # noqa: F401 (users find them here)
+    decode_s,
+    dispatch_lag_s,
+    dispatched_late,
+    e2e_s,
+    e2e_sched_s,
+    icl_s,
+    itl_s,
+    mean,
+    ntpot_s,
+    percentile,
+    schedule_delay_s,
+    tpot_s,
+    ttft_s,
+    ttft_sched_s,
+    values,
+)
 from .measurement import Completion, Energy, Measurement, Repeat
+from .statistics import stdev, student_t
 
 DEFINITIONS_VERSION = 1
 
@@ -24,76 +42,6 @@ METHODS = {
     "integral": "integrated from measured power",
     "model": "MODELLED, not measured",
 }
-
-
-# --- latency of one request -------------------------------------------------------------------------------------------
-
-
-def ttft_s(c: Completion) -> float | None:
-    """Time to first token, s: first event - dispatch. (vLLM bench, AIPerf: same.)"""
-    return (c.events[0][0] - c.dispatch_ns) / 1e9 if c.events else None
-
-
-def e2e_s(c: Completion) -> float | None:
-    """End-to-end latency, s: last event - dispatch."""
-    return (c.events[-1][0] - c.dispatch_ns) / 1e9 if c.events else None
-
-
-def tpot_s(c: Completion) -> float | None:
-    """Time per output token after the first event, s: (last - first event) / (output tokens - those of the first event).
-
-    Equals vLLM bench's TPOT when the first event carries one token, and AIPerf's "ITL". None for a single event.
-    """
-    if len(c.events) < 2:
-        return None
-    return (c.events[-1][0] - c.events[0][0]) / 1e9 / (c.output_tokens - c.events[0][1])
-
-
-def icl_s(c: Completion) -> list[float]:
-    """Inter-chunk latencies, s: gaps between successive events. (vLLM bench calls these "itl".)"""
-    return [(b[0] - a[0]) / 1e9 for a, b in zip(c.events, c.events[1:])]
-
-
-def itl_s(c: Completion) -> list[float]:
-    """Inter-token latencies, s: each gap between events divided by the tokens of the later event, once per such token.
-
-    (sglang's native benchmark: same.) Sums to e2e - ttft.
-    """
-    return [(b[0] - a[0]) / 1e9 / b[1] for a, b in zip(c.events, c.events[1:]) for _ in range(b[1])]
-
-
-def ntpot_s(c: Completion) -> float | None:
-    """Normalised time per output token, s: end-to-end latency / output tokens, prefill included. (GuideLLM's "TPOT".)"""
-    latency = e2e_s(c)
-    return latency / c.output_tokens if latency is not None else None
-
-
-# --- distributions ----------------------------------------------------------------------------------------------------
-
-
-def values(m: Measurement, metric: Callable[[Completion], Any]) -> list[float]:
-    """The metric over all requests that completed; lists are pooled, None left out."""
-    found: list[float] = []
-    for c in m.completions:
-        value = metric(c) if c.error is None else None
-        if value is not None:
-            found.extend(value if isinstance(value, list) else [value])
-    return found
-
-
-def percentile(samples: Sequence[float], q: float) -> float | None:
-    """The q-th percentile (0-100), NumPy's linear method. Above the median, None with fewer than ten samples beyond it."""
-    if not samples or (q > 50 and len(samples) * (100 - q) / 100 < 10):
-        return None
-    ordered = sorted(samples)
-    position = (len(ordered) - 1) * q / 100
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def mean(samples: Sequence[float]) -> float | None:
-    return sum(samples) / len(samples) if samples else None
 
 
 # --- counts and rates -------------------------------------------------------------------------------------------------
@@ -144,6 +92,26 @@ def requests_per_s(m: Measurement) -> float | None:
     return done / measured_s(m) if done is not None and measured_s(m) > 0 else None
 
 
+def planned_requests_per_s(m: Measurement) -> float | None:
+    """Request rate of the schedule, 1/s: (requests - 1) / (last schedule - first), over all repeats. None for a plan without
+    one: batches, a closed loop, a burst."""
+    return _rate_per_s(m, lambda c: c.sched_ns)
+
+
+def achieved_requests_per_s(m: Measurement) -> float | None:
+    """Request rate at which the engine got them, 1/s: (requests - 1) / (last dispatch - first), over all repeats. To be held
+    against `planned_requests_per_s`, and None where that is; the rate at which they were finished is `requests_per_s`."""
+    return _rate_per_s(m, lambda c: c.dispatch_ns)
+
+
+def _rate_per_s(m: Measurement, instant: Callable[[Completion], int]) -> float | None:
+    if not {"schedule_s", "schedule_sha256"} & m.config.keys():
+        return None
+    repeats = [[instant(c) for c in m.completions if c.repeat == k] for k in {c.repeat for c in m.completions}]
+    gaps, seconds = sum(len(r) - 1 for r in repeats), sum(max(r) - min(r) for r in repeats) / 1e9
+    return gaps / seconds if seconds > 0 else None
+
+
 # --- energy -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,11 +132,12 @@ def chosen(energy: Mapping[str, Energy], allow_model: bool = False) -> list[Ener
     """The energies that make up a total: per scope, all known domains of the one best source (counter, then integral).
 
     Sources are never added to each other within a scope, since they see the same hardware. Modelled figures are left out
-    unless `allow_model`.
+    unless `allow_model`. A counter that was never seen to count is no source; one that missed this window still is, and
+    leaves its scope unknown, so that what a total is made of does not change from window to window.
     """
     parts: list[Energy] = []
     methods = PREFERENCE if allow_model else PREFERENCE[:-1]
-    known = [e for e in energy.values() if e.method in methods]
+    known = [e for e in energy.values() if e.method in methods and e.reasons != ("not_advancing",)]
     for scope in sorted({e.scope for e in known}):
         here = [e for e in known if e.scope == scope]
         sources = {e.source for e in here}
@@ -241,9 +210,58 @@ def j_per_request(m: Measurement) -> Figure | None:
     return _per(m, completed_requests(m))
 
 
+def net_energy_j(m: Measurement, baseline: Measurement | str | None = None) -> Figure | None:
+    """Net energy, J: gross energy - idle power * measured seconds; negative where the baseline was no baseline.
+
+    `baseline`: an idle Measurement, or the kind of one taken in the same session ("engine", "context", "bare"); the most
+    specific there is by default. None without one, or where it does not know all that the gross figure is made of. The
+    half-width joins the gross figure's with the baseline's spread times the seconds. `baseline.reasons` doubts it.
+    """
+    from . import baseline as baselines
+
+    total, found = energy_j(m), baselines.chosen(m, baseline)
+    if total is None or found is None or any(key not in found["power_w"] for key in total.keys):
+        return None
+    idle = [found["power_w"][key] for key in total.keys]
+    seconds = measured_s(m)
+    value = total.value - sum(p["watts"] for p in idle) * seconds
+    half = math.hypot(total.half_width, *(p["half_width"] * seconds for p in idle))
+    return total._replace(value=value, half_width=half)
+
+
+def output_tokens_per_j(m: Measurement) -> Figure | None:
+    """Output tokens / gross energy, tokens per J, the inverse of `j_per_output_token`."""
+    per_token = j_per_output_token(m)
+    return inverse(per_token) if per_token else None
+
+
+def energy_delay_js(m: Measurement) -> Figure | None:
+    """Energy-delay product, J s: energy per repeat x seconds per repeat (Horowitz et al. 1994). Halving the time at the same
+    energy halves it, so it compares settings that trade one for the other; only for the same requests."""
+    each = energy_j_per_repeat(m)
+    return each.scaled(measured_s(m) / max(len(m.repeats), 1)) if each else None
+
+
+def inverse(figure: Figure) -> Figure:
+    """1 / figure, with the same relative half-width (first order: good while that is small)."""
+    return figure._replace(value=1 / figure.value, half_width=figure.half_width / figure.value**2)
+
+
 def mean_power_w(m: Measurement) -> Figure | None:
     """Mean power, W: energy / duration of the same interval."""
     return _per(m, measured_s(m))
+
+
+def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
+    """Integrated power / counter - 1 for each device that has both, keyed by the counter's "source:domain"."""
+    found = {}
+    for key, integral in energy.items():
+        counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
+        if integral.method != "integral" or counter is None or counter is integral:
+            continue
+        if integral.joules is not None and counter.joules is not None:
+            found[counter.key] = integral.joules / counter.joules - 1
+    return found
 
 
 def peak_power_w(m: Measurement) -> dict[str, float]:
@@ -255,24 +273,6 @@ def peak_power_w(m: Measurement) -> dict[str, float]:
     gauges = {key.removesuffix(".power_w"): s for key, s in m.trace.gauges.items() if key.endswith(".power_w")}
     inside = {key: series.between(m.t0_ns, m.t1_ns).value for key, series in gauges.items()}
     return {key: max(found) for key, found in inside.items() if found}
-
-
-def stdev(samples: Sequence[float]) -> float:
-    """Sample standard deviation (n - 1)."""
-    centre = sum(samples) / len(samples)
-    return math.sqrt(sum((x - centre) ** 2 for x in samples) / (len(samples) - 1))
-
-
-# Student's t, two-sided 95 %, for 1, 2, 3, ... degrees of freedom.
-_STUDENT_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-def student_t(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; beyond 30 degrees of freedom the value for 30, which is a little wide."""
-    return _STUDENT_T[min(degrees, len(_STUDENT_T)) - 1]
 
 
 def quantity(value: float, half_width: float | None, unit: str) -> str:
@@ -306,8 +306,15 @@ def summary(m: Measurement) -> dict[str, Any]:
         "output_tokens": output_tokens(m),
         "output_tokens_per_s": output_tokens_per_s(m),
         "requests_per_s": requests_per_s(m),
+        "planned_requests_per_s": planned_requests_per_s(m),
+        "achieved_requests_per_s": achieved_requests_per_s(m),
+        "loop_lag_s": m.loop_lag_s,
     }
-    for name, metric in {"ttft_s": ttft_s, "itl_s": itl_s, "tpot_s": tpot_s, "e2e_s": e2e_s}.items():
+    latencies: dict[str, Callable[[Completion], Any]] = {
+        "ttft_s": ttft_s, "itl_s": itl_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "decode_s": decode_s,
+        "schedule_delay_s": schedule_delay_s, "ttft_sched_s": ttft_sched_s, "e2e_sched_s": e2e_sched_s,
+    }  # fmt: skip
+    for name, metric in latencies.items():
         samples = values(m, metric)
         row[f"{name}_mean"] = mean(samples)
         for q in (50, 90, 99):
@@ -319,6 +326,8 @@ def summary(m: Measurement) -> dict[str, Any]:
         "j_per_input_token": j_per_input_token,
         "j_per_total_token": j_per_total_token,
         "j_per_request": j_per_request,
+        "output_tokens_per_j": output_tokens_per_j,
+        "energy_delay_js": energy_delay_js,
         "mean_power_w": mean_power_w,
     }
     for name, of in figures.items():
@@ -330,11 +339,35 @@ def summary(m: Measurement) -> dict[str, Any]:
     row["energy_keys"] = ", ".join(total.keys) if total else None
     row["energy_scopes"] = ", ".join(total.scopes) if total else None
     row |= {f"peak_power_w.{key}": watts for key, watts in peak_power_w(m).items()}
+    net = net_energy_j(m)
+    row["net_energy_j"] = net.value if net else None
+    row["net_energy_j_half_width"] = net.half_width if net else None
+    row["valid"] = not verdict(m)
     row["reasons"] = ", ".join(reasons(m))
     for name, value in m.config.items():
         if not isinstance(value, dict | list):
             row[f"config.{name}"] = value
     return row
+
+
+# Codes that leave a measurement's total without its meaning. The others are remarks.
+AGAINST = frozenset(
+    ("no_source", "failed", "interrupted", "source_failed", "gpu_lost", "no_permission", "no_reading", "not_advancing",
+     "too_short", "unresolved", "counter_went_back", "counter_stuck", "implausible", "sampling_gap", "sources_disagree",
+     "other_gpu_in_use", "foreign_process", "host_shared", "throttled", "requests_failed"),
+)  # fmt: skip
+
+
+def verdict(m: Measurement) -> list[str]:
+    """The codes that make this measurement invalid; empty for a valid one. Sources outside the total do not count."""
+    total = energy_j(m)
+    windows = [m.energy, *(r.energy for r in m.repeats)]
+    parts = [energy[key] for energy in windows for key in (total.keys if total else energy) if key in energy]
+    codes = [*m.reasons, *(code for e in parts for code in e.reasons)]
+    if m.repeats and total:  # the gaps between repeats belong to the whole window only
+        codes = [*m.reasons, *(code for r in m.repeats for key in total.keys for code in r.energy[key].reasons)]
+    found = [code for code in dict.fromkeys(codes) if code in AGAINST]
+    return found or ([] if total else ["no_source" if not m.energy else "no_reading"])
 
 
 def reasons(m: Measurement) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import metrics
+from .curve import mean_power_w
 from .measurement import REASONS, Measurement
-from .trace import mean_power_w
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,11 +1,12 @@
 """One thread per session that reads every source and gauge into a Trace.
 
-The one idea: the user's thread never reads hardware. It takes a time stamp at a window's edge, asks the thread for an extra
-pass, and later looks at the trace. A source that fails is written into the trace as a failure and tried again at the next
-pass; nothing raised by a source leaves this thread. The thread also closes the sources when it ends, so that one that hangs
-in a driver is never closed under it.
+The one idea: the user's thread never reads hardware. It takes a time stamp at a window's edge and later looks at the trace.
+The thread keeps a short list of jobs with the instant at which each is due: a source, or one domain of a source whose calls
+are slow, at the instants that its `Pace` chooses; the gauges and samples of each source at an interval of their own. A
+source that fails is written into the trace as a failure and tried again; nothing raised by a source leaves this thread. The
+thread also closes the sources when it ends, so that one that hangs in a driver is never closed under it.
 
-Not covered: where a window's energy comes from (`trace.energy_between`).
+Not covered: where a window's energy comes from (`curve.energy_between`), when a paced counter is read (`pace`).
 """
 
 from __future__ import annotations
@@ -16,21 +17,45 @@ import time
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
-from .energy import EnergySource, Reading
+from .energy import EnergySource, Reading, failure_code
 from .errors import LemError
-from .trace import Series, Trace, refresh_period_s
+from .pace import Pace
+from .staircase import brackets, period_ns
+from .trace import Series, Trace
 
 # A window's end waits at most this long for a counter's next update, however slow the counter.
 LONGEST_WAIT_S = 0.25
 # `stop` waits this long for a source that is being read or closed.
 LONGEST_STOP_S = 30.0
-# A source that goes on failing is written down this often.
+# A source that goes on failing is written down, and tried again, this often.
 REPEAT_FAILURE_NS = 1_000_000_000
+# Jobs that are due within this time are done in one waking.
+TOGETHER_NS = 1_000_000
+
+
+@dataclass
+class Job:
+    """Something to read: the counters of a source, or of one `domain` of it; or else its gauges and samples (`side`)."""
+
+    source: EnergySource
+    interval_ns: int
+    domain: str | None = None
+    pace: Pace | None = None
+    side: bool = False
+    due_ns: int = 0
+    begun_ns: int = 0  # when it was last done
+    wanted_ns: int = 0  # set by other threads: do it once more after this instant
+
+    @property
+    def name(self) -> str:
+        return self.source.name if self.domain is None else f"{self.source.name}:{self.domain}"
 
 
 class Sampler:
-    """Reads `sources` every `interval_s` into `trace`. `start` begins the thread, `stop` ends it and closes the sources.
+    """Reads `sources` into `trace`, every `interval_s` where nothing else is said. `start` begins the thread, `stop` ends it
+    and closes the sources.
 
     LemError for two sources of one name, since their readings would be taken for one counter's; they are closed then.
     """
@@ -41,21 +66,34 @@ class Sampler:
         self.sources = list(sources)
         self.interval_s = interval_s
         self.trace = Trace(interval_s=interval_s)
-        self.busy_ns = 0  # time spent inside `sample`: the meter's own share
+        self.busy_ns = 0  # time spent inside calls: the meter's own share
+        self.cpu_ns = 0  # and what it computed in that time and between
         self._clock = clock
-        self._due_ns: dict[str, int] = {}
+        self._jobs: list[Job] = []
         self._unclosed: list[str] = []
         self._said: dict[str, tuple[str, int]] = {}
-        self._passes = 0
+        self._done: dict[str, int] = {}  # when each job was last begun, also where it failed
         self._changed = threading.Condition()
         self._wake = threading.Event()
-        self._force = True
         self._stopping = False
         self._thread: threading.Thread | None = None
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             self._close()
             raise LemError(f"Two energy sources are named {', '.join(twice)}, so their figures could not be told apart.")
+        for source in self.sources:
+            self._jobs += self._plan(source)
+
+    def _plan(self, source: EnergySource) -> list[Job]:
+        interval_ns = int(max(getattr(source, "interval_s", 0.0), self.interval_s) * 1e9)
+        jobs = [Job(source, interval_ns)]
+        if hasattr(source, "read_one"):
+            own_ns = int(self.interval_s * 1e9)
+            jobs = [Job(source, interval_ns, domain, Pace(own_ns)) for domain in source.domains]
+        if hasattr(source, "gauges") or hasattr(source, "samples"):
+            side_ns = int(max(getattr(source, "gauges_interval_s", 0.0), self.interval_s) * 1e9)
+            jobs.append(Job(source, side_ns, side=True))
+        return jobs
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._loop, name="lem-sampler", daemon=True)
@@ -90,32 +128,50 @@ class Sampler:
     def _loop(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            self.sample()
-            self._wake.wait(self.interval_s)
+            due_ns = self.sample()
+            self.cpu_ns = time.thread_time_ns()
+            self._wake.wait(max(due_ns - self._clock(), 0) / 1e9)
         self._close()
 
-    def sample(self) -> None:
-        """One pass over the sources that are due. The thread calls this; tests may instead."""
-        started = self._clock()
-        with self._changed:
-            force, self._force = self._force, False
-        for source in self.sources:
-            if force or started >= self._due_ns.get(source.name, 0):
-                self._due_ns[source.name] = started + int(getattr(source, "interval_s", 0.0) * 1e9)
-                self._read(source)
-        with self._changed:
-            self._passes += 1
-            self.busy_ns += self._clock() - started
-            self._changed.notify_all()
+    def sample(self) -> int:
+        """Do every job that is due; return when the next one is (ns). The thread calls this; tests may instead."""
+        now = self._clock()
+        for job in self._jobs:
+            if (job.due_ns <= now + TOGETHER_NS or job.wanted_ns > job.begun_ns) and not self._stopping:
+                self._do(job)
+        self._tell()
+        due = (job.due_ns if job.wanted_ns <= job.begun_ns else now for job in self._jobs)
+        return min(due, default=now + int(self.interval_s * 1e9))
 
-    def _read(self, source: EnergySource) -> None:
+    def _do(self, job: Job) -> None:
+        began = job.begun_ns = self._clock()
+        job.due_ns = began + job.interval_ns
+        failed = False
         try:
-            self._note_readings(source, source.read())
-            for domain, sentence in getattr(source, "failures", {}).items():
-                self._failed(f"{source.name}:{domain}", sentence)
-            self._note_gauges(source, getattr(source, "gauges", dict)())
+            if job.side:
+                self._note_side(job.source)
+            elif job.domain is None:
+                self._note_readings(job.source, job.source.read())
+                for domain, sentence in getattr(job.source, "failures", {}).items():
+                    self._failed(f"{job.source.name}:{domain}", "source_failed", sentence)
+            else:
+                reading: Reading = job.source.read_one(job.domain)  # type: ignore[attr-defined]
+                self._note_readings(job.source, {job.domain: reading})
         except Exception as error:  # whatever a driver throws belongs into the trace, not into the user's cell
-            self._failed(source.name, str(error) or type(error).__name__)
+            failed = True
+            self._failed(job.name, failure_code(error), str(error) or type(error).__name__)
+        ended = self._clock()
+        self._done[f"{job.name}{' side' if job.side else ''}"] = began
+        self.busy_ns += ended - began
+        if job.pace is not None:
+            series = self.trace.counters.get(job.name)
+            if failed or series is None:
+                job.due_ns = ended + REPEAT_FAILURE_NS // 2
+            else:
+                job.due_ns = job.pace.after(series, ended)
+                if job.pace.period_ns is not None:
+                    self.trace.period_s[job.name] = job.pace.period_ns / 1e9
+                    self.trace.period_half_s[job.name] = job.pace.period_half_ns / 1e9
 
     def _note_readings(self, source: EnergySource, readings: Mapping[str, Reading]) -> None:
         with self._changed:
@@ -127,72 +183,107 @@ class Sampler:
                     series.append(*reading)
                 self.trace.counters[key] = series  # only now: a series in the trace holds at least one reading
 
-    def _note_gauges(self, source: EnergySource, gauges: Mapping[str, float]) -> None:
+    def _note_side(self, source: EnergySource) -> None:
+        gauges: Mapping[str, float] = getattr(source, "gauges", dict)()
+        now = self._clock()
+        samples: Mapping[str, list[tuple[int, float]]] = getattr(source, "samples", dict)()
         with self._changed:
-            now = self._clock()
             for name, value in gauges.items():
                 if math.isfinite(value):
-                    self.trace.gauges.setdefault(f"{source.name}:{name}", Series()).append(now, value)
+                    self._note_gauge(f"{source.name}:{name}", now, value)
+            for name, points in samples.items():
+                for t_ns, value in points:
+                    self._note_gauge(f"{source.name}:{name}", t_ns, value)
 
-    def _failed(self, name: str, sentence: str) -> None:
+    def _note_gauge(self, key: str, t_ns: int, value: float) -> None:
+        series = self.trace.gauges.get(key, Series())
+        if not series.t_ns or t_ns > series.t_ns[-1]:
+            series.append(t_ns, value)
+        self.trace.gauges[key] = series
+
+    def _failed(self, name: str, code: str, sentence: str) -> None:
         now = self._clock()
         with self._changed:
             before, said_ns = self._said.get(name, ("", 0))
             if before == sentence and now - said_ns < REPEAT_FAILURE_NS:
                 return  # said just now: a dead device must not fill the record
             self._said[name] = (sentence, now)
-            self.trace.failures.append((now, name, sentence))
+            self.trace.failures.append((now, name, code, sentence))
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def edge(self) -> int:
-        """The instant now, with an extra pass on its way: call it where a window opens."""
+        """The instant now, with an extra reading on its way where one helps: call it where a window opens."""
         now = self._clock()
-        self._request_pass()
+        urgent = [job for job in self._jobs if not job.side and (job.pace is None or job.pace.grid is None)]
+        for job in urgent:
+            job.wanted_ns = now
+        if urgent:  # waking the thread costs the user's thread its turn
+            self._wake.set()
         return now
 
-    def _request_pass(self) -> None:
-        with self._changed:
-            self._force = True
-        self._wake.set()
-
     def settle(self, t_ns: int) -> None:
-        """Block until every source was read after `t_ns`, and every stepping counter seen to step, if it does so soon.
+        """Block until every counter was read after `t_ns`, and every stepping one seen to step, if it does so soon.
 
-        Waits one refresh period of the slowest counter, `LONGEST_WAIT_S` in all at most. Without a thread it makes one
-        pass itself.
+        Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most. Without a
+        thread it does every job once itself.
         """
         if self._thread is None:
-            self.sample()
+            for job in self._jobs:
+                self._do(job)
             return
-        give_up_s = time.monotonic() + LONGEST_WAIT_S
-        self._request_pass()
         with self._changed:
-            passes = self._passes
-            # The pass under way may have begun before t_ns; the one after it did not.
-            self._changed.wait_for(lambda: self._passes >= passes + 2 or self._all_after(t_ns), LONGEST_WAIT_S)
-            waits = [self._refresh_s(key) for key in self.trace.counters if self._stepping(key)]
-            if waits:
-                longest_s = min(1.2 * max(waits) + self.interval_s, max(give_up_s - time.monotonic(), 0.0))
-                self._changed.wait_for(lambda: self._stepped_after(t_ns), longest_s)
+            self._changed.wait_for(lambda: self._all_told(t_ns), self._longest_wait_s())
+        began = self._clock()
+        sides = [job for job in self._jobs if job.side]
+        for job in sides:
+            job.wanted_ns = began
+        if sides:
+            self._wake.set()
+            with self._changed:
+                self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) > began for j in sides), 0.05)
 
-    def _all_after(self, t_ns: int) -> bool:
-        counters = self.trace.counters.values()
-        return bool(counters) and all(series.t_ns[-1] >= t_ns for series in counters)
+    def _longest_wait_s(self) -> float:
+        """A period of the slowest counter that steps, and an interval or two of reading."""
+        keys = [key for source in self.sources for key in self._stepping(source)]
+        parts = {key: self.trace.counters[key].part(-64, len(self.trace.counters[key].t_ns)) for key in keys}
+        known = [self.trace.period_s.get(key) or (period_ns(brackets(part)) or 1e9) / 1e9 for key, part in parts.items()]
+        return min(LONGEST_WAIT_S, 1.2 * max(known, default=0.0) + 2 * self.interval_s)
 
-    def _stepping(self, key: str) -> bool:
+    def _all_told(self, t_ns: int) -> bool:
+        """Whether every counter has told what it can about the energy up to `t_ns`."""
+        return all(self._told(job, t_ns) for job in self._jobs if not job.side)
+
+    def _told(self, job: Job, t_ns: int) -> bool:
+        began = self._done.get(job.name, 0)
+        if self._said.get(job.name, ("", 0))[1] >= began > 0:
+            return began >= t_ns  # it fails: there is nothing to wait for
+        if job.pace is None:
+            return began >= t_ns and all(self._stepped(key, t_ns) for key in self._stepping(job.source))
+        series = self.trace.counters.get(job.name, Series())
+        if job.pace.grid is not None:
+            update_ns = job.pace.grid.at(job.pace.grid.last_before(t_ns) + 1)
+            last = len(series.t_ns) - 1
+            while last > 0 and series.value[last] == series.value[last - 1]:
+                last -= 1
+            return bool(series.t_ns) and series.t_ns[last] >= update_ns - job.pace.grid.half_ns
+        never = bool(series.t_ns) and series.value[0] == series.value[-1]
+        fast = job.pace.period_ns is not None and job.pace.period_ns < self.interval_s * 1e9
+        return began >= t_ns if never or fast else self._stepped(job.name, t_ns)
+
+    def _stepping(self, source: EnergySource) -> list[str]:
+        """Counters of unknown age that were seen to change."""
+        keys = [f"{source.name}:{name}" for name, domain in source.domains.items() if domain.refresh_s is None]
+        found = {key: self.trace.counters[key].value for key in keys if key in self.trace.counters}
+        return [key for key, value in found.items() if value[0] != value[-1]]
+
+    def _stepped(self, key: str, t_ns: int) -> bool:
+        """Whether the counter changed between two readings that were both taken after `t_ns`."""
         series = self.trace.counters[key]
-        return self.trace.domains[key].refresh_s is None and series.value[0] != series.value[-1]
-
-    def _refresh_s(self, key: str) -> float:
-        recent = self.trace.counters[key]
-        return refresh_period_s(Series(recent.t_ns[-64:], recent.value[-64:])) or LONGEST_WAIT_S
-
-    def _stepped_after(self, t_ns: int) -> bool:
-        """Every stepping counter has changed between two readings that were both taken after `t_ns`."""
-        for key, series in self.trace.counters.items():
-            first = bisect_left(series.t_ns, t_ns)
-            if self._stepping(key) and (first == len(series.t_ns) or series.value[first] == series.value[-1]):
-                return False
-        return True
+        first = bisect_left(series.t_ns, t_ns)
+        return first < len(series.t_ns) and series.value[first] != series.value[-1]
 
     def slice(self, start_ns: int, end_ns: int) -> Trace:
         """A copy of the trace between two instants."""

@@ -24,17 +24,19 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from . import environment, prompts, store, traffic
+from . import baseline, environment, metrics, prompts, store, traffic, validity
 from .backends import Backend
-from .energy import EnergySource, describe, open_sources
-from .errors import LemError
+from .curve import energy_between
+from .energy import EnergySource, describe, open_sources, remarks
+from .errors import LemError, nearest
 from .measurement import Completion, Energy, Kind, Measurement, Repeat, Request, Status, jsonable
 from .sampler import Sampler
-from .trace import Trace, energy_between
+from .trace import Trace
 
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
 BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
@@ -70,6 +72,8 @@ class Window:
         self.facts: dict[str, Any] = {}  # further fields of the Measurement
         self._session = session
         self._measurement: Measurement | None = None
+        self._before: tuple[validity.Surroundings, int, int] | None = None
+        self._after: validity.Surroundings | None = None
 
     @contextlib.contextmanager
     def repeat(self) -> Iterator[Span]:
@@ -84,9 +88,10 @@ class Window:
         """The record. LemError while the block is still running."""
         if self.span.t1_ns is None:
             raise LemError(f"The window '{self.label}' is still open: its measurement exists when its block has ended.")
-        if self._measurement is None:
-            self._measurement = self._session._finish(self, self.span.t1_ns)
-        return self._measurement
+        with self._session._finishing:
+            if self._measurement is None:
+                self._measurement = self._session._finish(self, self.span.t1_ns)
+            return self._measurement
 
 
 class Session:
@@ -113,6 +118,9 @@ class Session:
         opened += [s for s in given or [] if not isinstance(s, str)]
         self.folder = None if folder is None else Path(folder)
         self.measurements: list[Measurement] = []
+        self.baselines: dict[str, dict[str, Any]] = {}
+        self._finishing = threading.RLock()
+        self._finisher = ThreadPoolExecutor(1, "lem-finish")  # its thread starts with the first window that does not wait
         self._environment = environment.describe()
         self._clock = clock
         self._closed = False
@@ -146,14 +154,20 @@ class Session:
         config: Mapping[str, Any] | None = None,
         run_id: str | None = None,
         kind: Kind = "window",
+        wait: bool = True,
     ) -> Iterator[Window]:
-        """Measure the block. Its exception is recorded and raised again; the record is saved in either case."""
+        """Measure the block. Its exception is recorded and raised again; the record is saved in either case.
+
+        The outermost window waits at its end for the counters' next update, one refresh period at most. With `wait=False`
+        it returns at once, and the measurement completes itself; `measurement` waits for what is still missing.
+        """
         if self._closed:
             raise LemError("This session is closed: open another one with lem_kit.Session().")
         if not isinstance(label, str) or not label:
             raise LemError(f"A window's label is a text that is not empty: got {label!r}.")
         window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable(config or {}))
         token = _innermost.set(window)
+        window._before = (validity.surroundings(), self._sampler.busy_ns, self._sampler.cpu_ns)
         window.span.t0_ns = self.instant()
         try:
             yield window
@@ -165,9 +179,12 @@ class Session:
             raise
         finally:
             window.span.t1_ns = self._end(window)
+            window._after = validity.surroundings()
             _innermost.reset(token)
             self._waiting.append(window)
-            if window.parent is None:
+            if window.parent is None and not wait:
+                self._finisher.submit(self._finish_behind)
+            elif window.parent is None:
                 self._finish_after(window)
 
     def _end(self, window: Window) -> int:
@@ -176,12 +193,18 @@ class Session:
         except Exception:  # a GPU that died cannot be waited for; the window still ended
             return self._clock()
 
-    def idle(self, seconds: float, label: str = "idle") -> Measurement:
-        """Do nothing for `seconds` and measure that: the baseline. The Measurement's kind is "idle"."""
+    def idle(self, seconds: float, kind: str | None = None, label: str = "idle") -> Measurement:
+        """Do nothing for `seconds` and measure that: a baseline, kept by its kind for net energies of this session.
+
+        `kind`: "bare" (this process does not use CUDA), "context" (CUDA runs, no model; it is started if need be) or
+        "engine" (the model is loaded and waits); None: what this process looks like. LemError where the kind is not true.
+        """
         if not 0 < seconds <= 86_400:
             raise LemError(f"idle() takes a number of seconds above 0: got {seconds}.")
-        with self.window(label, kind="idle", config={"seconds": seconds}) as window:
+        kind = _idle_kind(kind)
+        with self.window(label, kind="idle", config={"seconds": seconds, "baseline": kind}) as window:
             threading.Event().wait(seconds)
+        self.baselines[kind] = baseline.of(window.measurement)
         return window.measurement
 
     def run(
@@ -211,26 +234,30 @@ class Session:
         warm = self._warm_up(backend, requests[: getattr(arrivals, "size", None)], arrivals, warmup)
         asked = {
             **(config or {}),
-            **arrivals.describe(),
+            **traffic.plan(arrivals, len(requests)),
             "requests": len(requests),
             "repeats": repeats,
             "warmup": warmup,
             "prompts_sha256": prompts.digest(requests),
         }
         completions: list[Completion] = []
+        lag = traffic.LoopLag()
         with self.window(label, config=asked, run_id=run_id, kind="run") as window:
             window.facts.update(backend=jsonable(backend.describe()), warmup=warm)
             for number in range(repeats):
                 with window.repeat() as span:
-                    done = traffic.run_blocking(traffic.send(backend, requests, arrivals, number))
+                    done = traffic.run_blocking(lag.during(traffic.send(backend, requests, arrivals, number)))
                 span.output_tokens = sum(c.output_tokens for c in done)
                 completions += done
-                window.facts["completions"] = tuple(completions)
+                window.facts.update(completions=tuple(completions), loop_lag_s=lag.worst_s)
             errors = [c.error for c in completions if c.error is not None]
             if errors:
                 window.reasons.append("requests_failed")
             if len(completions) < FEW_REQUESTS:
                 window.reasons.append("few_requests")
+            open_loop = arrivals.schedule(len(requests)) is not None
+            if open_loop and metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
+                window.reasons.append("dispatch_late")
             if len(errors) == len(completions):
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
                 raise LemError(f"Every request failed, the first with {errors[0]}.{where}")
@@ -264,10 +291,18 @@ class Session:
                 raise
             warnings.warn(str(error), stacklevel=4)  # the block's own exception is the one to see
 
+    def _finish_behind(self) -> None:
+        """As `_finish_waiting`, where nobody is there to raise to."""
+        try:
+            self._finish_waiting()
+        except Exception as error:  # a full disk, say; `Window.measurement` meets it again
+            warnings.warn(f"{type(error).__name__}: {error}", stacklevel=2)
+
     def _finish_waiting(self) -> None:
         """Look up every window that has ended."""
-        for window in list(self._waiting):
-            _ = window.measurement
+        with self._finishing:
+            for window in list(self._waiting):
+                _ = window.measurement
 
     def _finish(self, window: Window, t1_ns: int) -> Measurement:
         """Wait for the counters, look the window up in the trace, save."""
@@ -280,8 +315,21 @@ class Session:
             reasons.append("no_source")
         for source in self._sampler.sources:
             trace.domains.update({f"{source.name}:{name}": domain for name, domain in source.domains.items()})
-            if not source.domains:
+            trace.domains.update(getattr(source, "integrals", {}))
+            if not source.domains and not getattr(source, "integrals", {}):
                 reasons.append("source_starting")
+            reasons += remarks(source)
+        reasons += validity.of_gauges(trace, window.span.t0_ns, t1_ns)
+        seconds = (t1_ns - window.span.t0_ns) / 1e9
+        meter = {}
+        if window._before is not None:
+            before, busy_ns, cpu_ns = window._before
+            codes = validity.between(before, window._after or validity.surroundings(), seconds)
+            shared = any(domain.scope in ("cpu", "dram") and domain.method != "model" for domain in trace.domains.values())
+            reasons += [code for code in codes if code != "host_shared" or shared]
+            if seconds > 0:
+                meter["call_share"] = (self._sampler.busy_ns - busy_ns) / 1e9 / seconds
+                meter["cpu_share"] = (self._sampler.cpu_ns - cpu_ns) / 1e9 / seconds
         measurement = Measurement(
             run_id=window.run_id,
             kind=window.kind,
@@ -302,6 +350,8 @@ class Session:
             unavailable=dict(self.unavailable),
             environment={**self._environment, "versions": environment.loaded_versions()},
             reasons=tuple(dict.fromkeys(reasons)),
+            baselines={} if window.kind == "idle" else dict(self.baselines),
+            meter=meter,
             parent=window.parent.run_id if window.parent else None,
             trace=trace,
             **window.facts,
@@ -317,6 +367,7 @@ class Session:
         try:
             self._finish_waiting()
         finally:
+            self._finisher.shutdown()
             self._sampler.stop()
 
     def __enter__(self) -> Session:
@@ -337,4 +388,23 @@ def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:
     for key, domain in sorted(trace.domains.items()):
         source, _, name = key.partition(":")
         found[key] = Energy(source, name, domain.method, domain.scope, *energy_between(trace, key, t0_ns, t1_ns))
-    return found
+    return validity.compared(found)
+
+
+def _idle_kind(asked: str | None) -> str:
+    """What kind of idle this process is in; LemError where that is not what was asked for and cannot be made so."""
+    if asked is not None and asked not in baseline.KINDS:
+        raise LemError(f"idle() knows no kind '{asked}': {nearest(asked, baseline.KINDS)}")
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    running = cuda is not None and cuda.is_initialized()
+    holding = running and cuda is not None and cuda.memory_allocated() > 0
+    if asked == "bare" and running:
+        raise LemError("CUDA runs in this process already: measure idle(kind='bare') before the first use of the GPU.")
+    if asked == "context" and holding:
+        raise LemError("This process holds GPU memory: measure idle(kind='context') before a model is loaded.")
+    if asked == "context" and not running:
+        if cuda is None or not cuda.is_available():
+            raise LemError("idle(kind='context') needs torch, imported, with a GPU that it can use; kind='bare' does not.")
+        cuda.init()
+        cuda.synchronize()
+    return asked or ("engine" if holding else "context" if running else "bare")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "run.json"
+# Beside the column of a counter: how long each of its calls took, in ns.
+TOOK = "#took_ns"
 # Record versions that `load` can read besides the present one.
 READABLE: tuple[int, ...] = ()
 
@@ -92,15 +94,16 @@ def runs(folder: str | Path) -> Iterator[Measurement]:
 
 
 def frame(folder: str | Path) -> pd.DataFrame:
-    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: `metrics.summary`.
+    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: `metrics.summary` and
+    `flops.summary`.
 
     Incomplete runs are named in a warning, never read as results.
     """
     import pandas as pd
 
-    from . import metrics
+    from . import flops, metrics
 
-    return pd.DataFrame([metrics.summary(m) for m in runs(folder)])
+    return pd.DataFrame([{**metrics.summary(m), **flops.summary(m)} for m in runs(folder)])
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -150,7 +153,8 @@ def _columns(trace: Trace) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    series = {**trace.counters, **trace.gauges}
+    timed = {f"{key}{TOOK}": Series(s.t_ns, array("d", s.took_ns)) for key, s in trace.counters.items() if s.took_ns}
+    series = {**trace.counters, **timed, **trace.gauges}
     stamps = {key: np.frombuffer(s.t_ns, dtype=np.int64) if s.t_ns else np.empty(0, np.int64) for key, s in series.items()}
     t_ns = np.unique(np.concatenate([*stamps.values(), np.empty(0, np.int64)]))
     columns: dict[str, Any] = {"t_ns": pa.array(t_ns)}
@@ -175,6 +179,8 @@ def _record(m: Measurement) -> dict[str, Any]:
         "counters": list(m.trace.counters),
         "gauges": list(m.trace.gauges),
         "failures": m.trace.failures,
+        "period_s": m.trace.period_s,
+        "period_half_s": m.trace.period_half_s,
     }
     return record
 
@@ -213,10 +219,18 @@ def _trace(record: Mapping[str, Any], readings: Mapping[str, Any]) -> Trace:
         values = readings[key].drop_null().to_numpy()
         return Series(array("q", t_ns[read].tobytes()), array("d", values.astype(np.float64).tobytes()))
 
+    def counter(key: str) -> Series:
+        found = series(key)
+        if f"{key}{TOOK}" in readings:
+            found.took_ns = array("q", [int(took) for took in series(f"{key}{TOOK}").value])
+        return found
+
     return Trace(
-        {key: series(key) for key in record["counters"]},
+        {key: counter(key) for key in record["counters"]},
         {key: series(key) for key in record["gauges"]},
         {key: Domain(**{**fields, "reasons": tuple(fields["reasons"])}) for key, fields in record["domains"].items()},
-        [(t, name, sentence) for t, name, sentence in record["failures"]],
+        [(t, name, code, sentence) for t, name, code, sentence in record["failures"]],
+        dict(record["period_s"]),
         record["interval_s"],
+        dict(record["period_half_s"]),
     )

@@ -1,83 +1,64 @@
-"""How requests are sent, and the one loop that sends them and keeps what comes back.
+"""How requests are sent: the one loop that hands them to an engine and keeps what comes back.
 
-The one idea: arrivals decide *when* and *together with whom* a request is handed to the engine; `send` does the rest, for
-every engine alike. Stamps are made by the events themselves, so how late this loop is woken does not enter them.
+The one idea: arrivals decide *when* and *together with whom* a request is handed over; `send` does the rest, for every
+engine alike. Stamps are made by the events themselves, so how late this loop is woken does not enter them; how late it hands
+a request over would, so that is watched (`LoopLag`) and reported (`metrics.schedule_delay_s`).
 
-Not covered yet: open-loop arrivals (Poisson, traces); warm-up (`session`).
+Not covered: warm-up (`session`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, TypeVar
 
+from .arrivals import (  # noqa: F401 (users find them here)
+    Arrivals,
+    all_of,
+    batches,
+    burst,
+    concurrency,
+    constant,
+    gamma,
+    poisson,
+    ramp,
+    trace,
+)
 from .backends import Backend
 from .errors import LemError
 from .measurement import Completion, Request, TokenEvent
 
 Result = TypeVar("Result")
-Submit = Callable[[Sequence[int]], Awaitable[None]]
-
-
-class Arrivals(Protocol):
-    """A plan of arrivals: `drive` calls `submit` with the indices of the requests to hand over together, and awaits it
-    where it wants them finished. `open_loop` plans need an engine that takes requests while it works on others."""
-
-    open_loop: bool
-
-    def describe(self) -> dict[str, Any]: ...
-
-    async def drive(self, count: int, submit: Submit) -> None: ...
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Groups of `size` requests, each group when the one before is finished."""
-
-    size: int = 1
-    open_loop = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise LemError(f"batches() takes a whole number of at least 1: got {self.size!r}.")
-
-    def describe(self) -> dict[str, Any]:
-        return {"arrivals": "batches", "size": self.size}
-
-    async def drive(self, count: int, submit: Submit) -> None:
-        for start in range(0, count, self.size):
-            await submit(range(start, min(start + self.size, count)))
-
-
-@dataclass(frozen=True)
-class Burst:
-    """Every request at once; the engine's own scheduler decides."""
-
-    open_loop = True
-
-    def describe(self) -> dict[str, Any]:
-        return {"arrivals": "burst"}
-
-    async def drive(self, count: int, submit: Submit) -> None:
-        await _all(submit([i]) for i in range(count))
-
-
-batches, burst = Batches, Burst
+LONGEST_KEPT = 10_000  # entries of a schedule that a record keeps as they are
+TICK_S = 0.02  # how often the loop's lag is looked at: seldom enough to cost nothing
 
 
 def check(backend: Backend, requests: Sequence[Request], arrivals: Arrivals) -> None:
-    """Raises LemError where this cannot be run, before anything is."""
+    """Raises LemError where this cannot be run, before anything is. Draws the schedule."""
     if not requests:
         raise LemError("There is nothing to run: the list of requests is empty. See lem.prompts for ways to make one.")
-    if arrivals.open_loop and not backend.concurrent:
+    if arrivals.overlapping and not backend.concurrent:
         raise LemError(
             f"Backend '{backend.name}' works on one batch at a time, so queueing under {arrivals.describe()['arrivals']} "
             "arrivals would be an artefact of ours. Use arrivals=lem.traffic.batches(size)."
         )
+    arrivals.schedule(len(requests))
+
+
+def plan(arrivals: Arrivals, count: int) -> dict[str, Any]:
+    """What a record keeps of a plan for `count` requests: its description and, for an open loop, "schedule_s", the instants
+    in seconds; of more than 10,000 only the SHA-256, and seed or file give them again."""
+    schedule_s = list(arrivals.schedule(count) or ())
+    if not any(schedule_s):
+        return arrivals.describe()
+    if len(schedule_s) <= LONGEST_KEPT:
+        return {**arrivals.describe(), "schedule_s": schedule_s}
+    return {**arrivals.describe(), "schedule_sha256": hashlib.sha256(json.dumps(schedule_s).encode()).hexdigest()}
 
 
 async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals, repeat: int = 0) -> list[Completion]:
@@ -87,9 +68,12 @@ async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals
     """
     done: dict[int, Completion] = {}
 
-    async def submit(group: Sequence[int]) -> None:
-        parts = [[i] for i in group] if backend.concurrent else [list(group)]
-        await _all(together(part, time.monotonic_ns()) for part in parts)
+    async def submit(group: Sequence[int], sched_ns: int | None = None) -> None:
+        wanted_ns = time.monotonic_ns() if sched_ns is None else sched_ns
+        if len(group) == 1 or not backend.concurrent:
+            await together(list(group), wanted_ns)  # without a task of its own, which would hand it over a turn later
+        else:
+            await all_of(together([i], wanted_ns) for i in group)
 
     async def together(group: list[int], sched_ns: int) -> None:
         events: dict[int, list[TokenEvent]] = {i: [] for i in group}
@@ -115,17 +99,6 @@ async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals
     return [done[i] for i in range(len(requests))]
 
 
-async def _all(works: Iterable[Awaitable[None]]) -> None:
-    """Await all of them; when one raises, cancel the others and wait for them, so that none works on unseen."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def _completion(
     events: list[TokenEvent], sched_ns: int, dispatch_ns: int, done_ns: int, error: str | None, repeat: int
 ) -> Completion:
@@ -146,6 +119,36 @@ def _completion(
         error=error,
         repeat=repeat,
     )
+
+
+class LoopLag:
+    """Watches the event loop while it works. `worst_s` is by how much a sleep of `TICK_S` overran at worst, in seconds: for
+    so long at least nothing could be handed over. None until the first has ended."""
+
+    def __init__(self) -> None:
+        self.worst_s: float | None = None
+        self._due_ns = 0
+
+    async def during(self, work: Awaitable[Result]) -> Result:
+        """Await the work, watching."""
+        ticker = asyncio.ensure_future(self._tick())
+        try:
+            return await work
+        finally:
+            self._look()  # the loop may have been held up until this moment
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
+
+    async def _tick(self) -> None:
+        while True:
+            self._due_ns = time.monotonic_ns() + round(TICK_S * 1e9)
+            await asyncio.sleep(TICK_S)
+            self._look()
+
+    def _look(self) -> None:
+        late_s = (time.monotonic_ns() - self._due_ns) / 1e9
+        if self._due_ns and late_s > 0:
+            self.worst_s = max(self.worst_s or 0.0, late_s)
 
 
 _loop: asyncio.AbstractEventLoop | None = None

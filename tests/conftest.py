@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import selectors
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lem_kit.sampler import Sampler
+
+if TYPE_CHECKING:
+    from fake_nvml import Machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +35,42 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+class Impatient(selectors.DefaultSelector):
+    """An event loop on it never waits: where it would, the clock is turned instead."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "the loop would wait for ever"
+        self._clock.advance(max(timeout, 0))
+        return super().select(0)
+
+
+def run_at_once(work: Coroutine[Any, Any, Any], clock: FakeClock) -> Any:
+    """Run a coroutine whose sleeps pass on `clock` alone: seconds of a schedule take no time and are exact."""
+    loop = asyncio.SelectorEventLoop(Impatient(clock))
+    loop.time = lambda: clock() / 1e9  # type: ignore[method-assign]
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+@pytest.fixture
+def nvml(clock: FakeClock) -> Iterator[Machine]:
+    """Two H100s at a constant 200 W and a square wave; NVML is initialised; the time is 1000 s."""
+    pynvml = pytest.importorskip("pynvml")
+    from fake_nvml import Square, boards, h100
+
+    with boards([h100(), h100(wave=Square(70, 300, 0.83))], clock) as machine:
+        pynvml.nvmlInit()
+        yield machine
+        pynvml.nvmlShutdown()
+    assert machine.sessions == 0
 
 
 @pytest.fixture(autouse=True)

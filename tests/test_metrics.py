@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from array import array
@@ -57,6 +58,49 @@ def test_latencies_of_one_request() -> None:
     assert metrics.icl_s(ONE) == pytest.approx([0.04, 0.08])
     assert metrics.itl_s(ONE) == pytest.approx([0.04, 0.04, 0.04])
     assert metrics.ntpot_s(ONE) == pytest.approx(0.32 / 4)
+
+
+def test_latencies_from_the_schedule() -> None:
+    late = dataclasses.replace(ONE, sched_ns=60 * MS)  # wanted at 60 ms, handed over at 100 ms
+    assert metrics.schedule_delay_s(late) == pytest.approx(0.04)
+    assert metrics.ttft_sched_s(late) == pytest.approx(0.24) and metrics.ttft_s(late) == pytest.approx(0.2)
+    assert metrics.e2e_sched_s(late) == pytest.approx(0.36) and metrics.decode_s(late) == pytest.approx(0.12)
+    assert [f(completion()) for f in (metrics.ttft_sched_s, metrics.e2e_sched_s, metrics.decode_s)] == [None] * 3
+
+
+def sent(sched: int, dispatch: int, done: int, ttft: int = 100, **more: Any) -> Completion:
+    """Instants in ms."""
+    return Completion(sched * MS, dispatch * MS, done * MS, (((dispatch + ttft) * MS, 1),), 8, **more)
+
+
+def test_the_lag_of_the_sending_loop_is_not_the_wait_for_a_place() -> None:
+    # Two places; the third request waits for the first (done at 500), the fourth for the second (done at 900).
+    done = [sent(0, 1, 500), sent(10, 10, 900), sent(20, 503, 1000), sent(30, 905, 1200), sent(1500, 1507, 1600)]
+    assert metrics.dispatch_lag_s(done, 2) == pytest.approx([0.001, 0.0, 0.003, 0.005, 0.007])
+    assert metrics.dispatch_lag_s(done) == pytest.approx([metrics.schedule_delay_s(c) for c in done])
+    again = [sent(5000, 5002, 5500, repeat=1)]
+    assert metrics.dispatch_lag_s(again + done, 2) == pytest.approx([0.001, 0.0, 0.003, 0.005, 0.007, 0.002])
+    assert metrics.dispatch_lag_s([]) == []
+
+
+def test_a_run_is_late_when_its_lag_exceeds_a_tenth_of_its_ttft() -> None:
+    fair = [sent(0, 0, 200)] * 99
+    assert not metrics.dispatched_late([*fair, sent(0, 10, 200)]), "a tenth of 100 ms, and of one request only"
+    assert metrics.dispatched_late([*fair, *[sent(0, 11, 200)] * 2])
+    assert not metrics.dispatched_late([sent(0, 9, 500)]) and metrics.dispatched_late([sent(0, 11, 500)])
+    assert not metrics.dispatched_late([sent(0, 11, 500, ttft=200)])
+    assert not metrics.dispatched_late([completion(error="oh")]) and not metrics.dispatched_late([])
+
+
+def test_planned_and_achieved_rates() -> None:
+    done = [sent(0, 0, 9), sent(100, 150, 9), sent(200, 250, 9), sent(0, 0, 9, repeat=1), sent(200, 350, 9, repeat=1)]
+    m = measured(completions=done, config={"schedule_s": [0.0, 0.1, 0.2]})
+    assert metrics.planned_requests_per_s(m) == pytest.approx(3 / 0.4)
+    assert metrics.achieved_requests_per_s(m) == pytest.approx(3 / 0.6)
+    assert metrics.planned_requests_per_s(measured(completions=done, config={"schedule_sha256": "x"})) is not None
+    assert metrics.achieved_requests_per_s(measured(completions=done)) is None, "a closed loop has no rate of its own"
+    assert metrics.planned_requests_per_s(measured(completions=done[:1], config=m.config)) is None
+    assert metrics.planned_requests_per_s(measured(config=m.config)) is None
 
 
 def test_what_was_not_observed_is_none() -> None:
@@ -159,6 +203,19 @@ def test_energy_by_denominator() -> None:
         assert figure.half_width == pytest.approx(value * 0.05)
     assert metrics.j_per_output_token(measured([energy("a:g", 48.0)])) is None
     assert metrics.j_per_output_token(measured([energy("a:g", 48.0)], output_tokens=0)) is None
+
+
+def test_tokens_per_joule_and_energy_delay() -> None:
+    m = measured([energy("a:g", 48.0, 2.4)], [ONE, ONE])
+    figure = metrics.output_tokens_per_j(m)
+    assert figure is not None and figure.value == pytest.approx(8 / 48)
+    assert figure.half_width == pytest.approx(8 / 48 * 0.05) and figure.keys == ("a:g",)
+    product = metrics.energy_delay_js(m)
+    assert product is not None and product[:2] == pytest.approx((48 * 4, 2.4 * 4))
+    parts = [energy("a:g", 10.0, 0.3)]
+    product = metrics.energy_delay_js(measured([energy("a:g", 99.0)], repeats=[parts, parts, parts]))
+    assert product is not None and product.value == pytest.approx(10 * 1), "of one repeat, however many there were"
+    assert metrics.output_tokens_per_j(measured(parts)) is None and metrics.energy_delay_js(measured()) is None
 
 
 def test_peak_power_is_of_each_domain() -> None:

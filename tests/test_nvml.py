@@ -1,11 +1,11 @@
-"""The NVML source: real nvidia-ml-py above, simulated boards below, every joule known."""
+"""The NVML source: real nvidia-ml-py above, a simulated driver library below, every joule known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from machines.nvml_board import DENIED, LOST, NO_SUPPORT, Board, Library, simulated
+from fake_nvml import FUNCTION_NOT_FOUND, Board, Const, Fault, Machine, Mig, boards, denied, error, lost, reset, unsupported
 
 from lem_kit.energy import EnergySource, open_source
 from lem_kit.energy.nvml import NvmlSource
@@ -29,13 +29,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+def machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Two boards: 200 W and 100 W, both refreshed every 100 ms."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    with simulated([Board("GPU-aaaa-1"), Board("GPU-bbbb-2", "NVIDIA Simulated A100", 100.0)], clock) as library:
-        yield library
-    assert library.sessions == 0, "a source was left open"
+    first = Board("GPU-aaaa-1", name="NVIDIA Simulated H100", sm_mhz=1980, utilization=75, temperature_c=51, reasons=4)
+    second = Board("GPU-bbbb-2", Const(100.0), name="NVIDIA Simulated A100")
+    first.memory_reserved = 0
+    with boards([first, second], clock) as machine:
+        yield machine
+    assert machine.sessions == 0, "a source was left open"
+
+
+def with_mig(machine: Machine) -> None:
+    machine.boards[1].mig_mode, machine.boards[1].migs = 1, (Mig("MIG-1234"),)
+    machine.apply()
 
 
 def opened(visible: str | None = None) -> EnergySource:
@@ -48,7 +56,7 @@ def reason(argument: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_the_counter_is_a_staircase_of_joules(machine: Library, clock: Clock) -> None:
+def test_the_counter_is_a_staircase_of_joules(machine: Machine, clock: Clock) -> None:
     pynvml.nvmlInit()
     source = NvmlSource(pynvml, None, clock)
     assert {k: tuple(v) for k, v in source.read().items()} == {"gpu0": (0, 1000.0), "gpu1": (0, 1000.0)}
@@ -60,7 +68,7 @@ def test_the_counter_is_a_staircase_of_joules(machine: Library, clock: Clock) ->
     source.close()
 
 
-def test_domains_say_what_they_are(machine: Library) -> None:
+def test_domains_say_what_they_are(machine: Machine) -> None:
     source = opened()
     domain = source.domains["gpu1"]
     assert (domain.scope, domain.method, domain.refresh_s, domain.resolution_j) == ("gpu", "counter", None, 0.001)
@@ -80,7 +88,7 @@ def test_domains_say_what_they_are(machine: Library) -> None:
         ("GPU-b", ["gpu1"]),
     ],
 )
-def test_visible_devices_choose(machine: Library, monkeypatch: pytest.MonkeyPatch, visible: str, domains: list[str]) -> None:
+def test_visible_devices_choose(machine: Machine, monkeypatch: pytest.MonkeyPatch, visible: str, domains: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     source = opened()
     assert list(source.domains) == domains
@@ -88,18 +96,18 @@ def test_visible_devices_choose(machine: Library, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("visible", ["", "-1"])
-def test_hidden_devices_are_not_read(machine: Library, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+def test_hidden_devices_are_not_read(machine: Machine, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert "hides every GPU" in reason() and f"CUDA_VISIBLE_DEVICES={visible!r}" in reason()
 
 
 @pytest.mark.parametrize("visible", ["2", "banana", "GPU-", "GPU-cccc", "MIG-unknown", "0,7"])
-def test_a_wrong_device_is_named(machine: Library, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+def test_a_wrong_device_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert repr(visible.split(",")[-1]) in reason()
 
 
-def test_the_argument_replaces_visible_devices(machine: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_argument_replaces_visible_devices(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     source = opened("1")
     assert list(source.domains) == ["gpu1"]
@@ -107,65 +115,66 @@ def test_the_argument_replaces_visible_devices(machine: Library, monkeypatch: py
 
 
 @pytest.mark.parametrize("visible", ["MIG-1234", "MIG-GPU-bbbb-2/7/0"])
-def test_a_mig_instance_is_read_as_its_parent(machine: Library, visible: str) -> None:
-    machine.boards[1].mig_instances = ("MIG-1234",)
+def test_a_mig_instance_is_read_as_its_parent(machine: Machine, visible: str) -> None:
+    with_mig(machine)
     source = opened(visible)
     assert source.domains["gpu1"].label.endswith("(parent GPU, not this instance)")
     assert source.domains["gpu1"].scope == "gpu"
     source.close()
 
 
-def test_a_board_in_mig_mode_says_so(machine: Library) -> None:
-    machine.boards[1].mig_instances = ("MIG-1234",)
+def test_a_board_in_mig_mode_says_so(machine: Machine) -> None:
+    with_mig(machine)
     source = opened()
     assert source.domains["gpu1"].label.endswith("(whole GPU, all its MIG instances)")
     source.close()
 
 
-@pytest.mark.parametrize("fault", [NO_SUPPORT, DENIED])
-def test_a_board_without_counter_is_left_out_with_its_reason(machine: Library, fault: int) -> None:
-    machine.boards[0].faults["nvmlDeviceGetTotalEnergyConsumption"] = fault
+@pytest.mark.parametrize("fault", [unsupported(), denied()], ids=["unsupported", "denied"])
+def test_a_board_without_counter_is_left_out_with_its_reason(machine: Machine, fault: list[Fault]) -> None:
+    machine.boards[0].fail(fault)
     source = opened()
     assert list(source.domains) == list(source.read()) == ["gpu1"]
     assert "GPU-aaaa-1" in source.describe()["skipped"]["gpu0"]  # type: ignore[attr-defined]
     source.close()
-    machine.boards[1].faults["nvmlDeviceGetTotalEnergyConsumption"] = fault
+    machine.boards[1].fail(fault)
     assert "GPU-aaaa-1" in reason() and "GPU-bbbb-2" in reason()
 
 
-def test_a_dead_board_does_not_hide_the_others(machine: Library) -> None:
-    machine.boards[0].faults["nvmlDeviceGetHandleByIndex_v2"] = LOST
+def test_a_dead_board_does_not_hide_the_others(machine: Machine) -> None:
+    machine.boards[0].fail(lost())
     source = opened()
     assert list(source.domains) == ["gpu1"]
     assert "GPU 0 does not answer: GPU is lost" in source.describe()["skipped"]["gpu0"]  # type: ignore[attr-defined]
     source.close()
 
 
-def test_losing_one_gpu_keeps_the_other_and_losing_all_raises(machine: Library) -> None:
+def test_losing_one_gpu_keeps_the_other_and_losing_all_raises(machine: Machine) -> None:
     source = opened()
-    machine.boards[0].faults["*"] = LOST
+    machine.boards[0].fail(lost())
     assert list(source.read()) == ["gpu1"]
     assert source.failures == {  # type: ignore[attr-defined]
         "gpu0": "NVML: GPU 0 (NVIDIA Simulated H100, GPU-aaaa-1) gave no energy reading: GPU is lost"
     }
     assert not any(name.startswith("gpu0") for name in source.gauges())  # type: ignore[attr-defined]
-    machine.boards[1].faults["*"] = LOST
+    machine.boards[1].fail(lost())
     with pytest.raises(LemError, match=r"GPU 0 .* lost; NVML: GPU 1 .* lost"):
         source.read()
-    machine.boards[0].faults.clear()
+    machine.boards[0].mend()
     assert list(source.read()) == ["gpu0"]
     source.close()
 
 
-def test_a_counter_reset_is_shown_as_it_is(machine: Library, clock: Clock) -> None:
+def test_a_counter_reset_is_shown_as_it_is(machine: Machine, clock: Clock) -> None:
     source = opened("0")
-    machine.boards[0].reset_ns = clock.now_ns = SECOND
+    clock.now_ns = SECOND
+    machine.boards[0].fail(reset())
     clock.now_ns += SECOND
     assert source.read()["gpu0"].joules == 200.0
     source.close()
 
 
-def test_gauges(machine: Library) -> None:
+def test_gauges(machine: Machine) -> None:
     source = opened("0")
     assert source.gauges() == {  # type: ignore[attr-defined]
         "gpu0.power_w": 200.0,
@@ -179,8 +188,8 @@ def test_gauges(machine: Library) -> None:
     source.close()
 
 
-def test_an_unsupported_gauge_is_asked_once(machine: Library) -> None:
-    machine.boards[0].faults["nvmlDeviceGetUtilizationRates"] = NO_SUPPORT
+def test_an_unsupported_gauge_is_asked_once(machine: Machine) -> None:
+    machine.boards[0].fail(unsupported("nvmlDeviceGetUtilizationRates"))
     source = opened("0")
     for _ in range(3):
         assert "gpu0.sm_utilization" not in source.gauges()  # type: ignore[attr-defined]
@@ -188,9 +197,9 @@ def test_an_unsupported_gauge_is_asked_once(machine: Library) -> None:
     source.close()
 
 
-def test_an_old_driver_gives_power_and_temperature_the_old_way(machine: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.boards[0].faults[f"field {pynvml.NVML_FI_DEV_POWER_INSTANT}"] = NO_SUPPORT
-    monkeypatch.delattr(Library, "_nvmlDeviceGetTemperatureV")
+def test_an_old_driver_gives_power_and_temperature_the_old_way(machine: Machine) -> None:
+    machine.boards[0].fail(unsupported(f"field:{pynvml.NVML_FI_DEV_POWER_INSTANT}"))
+    machine.boards[0].fail(error(FUNCTION_NOT_FOUND, "nvmlDeviceGetTemperatureV"))
     source = opened("0")
     source.gauges()  # type: ignore[attr-defined]
     values = source.gauges()  # type: ignore[attr-defined]
@@ -199,19 +208,19 @@ def test_an_old_driver_gives_power_and_temperature_the_old_way(machine: Library,
     source.close()
 
 
-def test_a_passing_fault_does_not_end_a_gauge(machine: Library) -> None:
+def test_a_passing_fault_does_not_end_a_gauge(machine: Machine) -> None:
     source = opened("0")
-    machine.boards[0].faults["nvmlDeviceGetUtilizationRates"] = pynvml.NVML_ERROR_TIMEOUT
+    machine.boards[0].fail(error(pynvml.NVML_ERROR_TIMEOUT, "nvmlDeviceGetUtilizationRates"))
     assert "gpu0.sm_utilization" not in source.gauges()  # type: ignore[attr-defined]
-    machine.boards[0].faults.clear()
+    machine.boards[0].mend()
     assert source.gauges()["gpu0.sm_utilization"] == 0.75  # type: ignore[attr-defined]
     source.close()
 
 
-def test_describe(machine: Library) -> None:
+def test_describe(machine: Machine) -> None:
     source = opened("1")
     facts = source.describe()  # type: ignore[attr-defined]
-    assert facts["driver_version"] == "580.00.01"
+    assert facts["driver_version"] == "580.95.05"
     assert facts["gpus"]["gpu1"] == {
         "name": "NVIDIA Simulated A100",
         "uuid": "GPU-bbbb-2",
@@ -225,9 +234,9 @@ def test_describe(machine: Library) -> None:
     source.close()
 
 
-def test_nothing_but_cheap_calls_in_the_loop(machine: Library) -> None:
+def test_nothing_but_cheap_calls_in_the_loop(machine: Machine) -> None:
     source = opened("0")
-    machine.calls.clear()
+    machine.forget_calls()
     source.read()
     source.gauges()  # type: ignore[attr-defined]
     assert machine.calls == {
@@ -242,19 +251,22 @@ def test_nothing_but_cheap_calls_in_the_loop(machine: Library) -> None:
     source.close()
 
 
-def test_no_driver(machine: Library) -> None:
+def test_no_driver(machine: Machine) -> None:
     machine.init_error = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
+    machine.apply()
     assert reason().startswith("NVML: no NVIDIA driver here")
     machine.init_error = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    machine.apply()
     assert "does not answer" in reason()
 
 
-def test_no_gpu_at_all(machine: Library) -> None:
+def test_no_gpu_at_all(machine: Machine) -> None:
     machine.boards.clear()
+    machine.apply()
     assert "no GPU" in reason()
 
 
-def test_close_gives_the_library_back_once(machine: Library) -> None:
+def test_close_gives_the_library_back_once(machine: Machine) -> None:
     source = opened()
     assert machine.sessions == 1
     source.close()

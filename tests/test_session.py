@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import lem_kit as lem
 from lem_kit import metrics, session, store
 from lem_kit.energy import EnergySource, Reading
 from lem_kit.errors import LemError
+from lem_kit.measurement import TokenEvent
 from lem_kit.sampler import Sampler
 from lem_kit.trace import Domain
 
@@ -169,6 +171,41 @@ def test_run_counts_every_token_and_joule(tmp_path: Path) -> None:
     assert "few_requests" in m.reasons
     assert lem.load(tmp_path / m.run_id) == m
     assert session.energy(m.trace, m.t0_ns, m.t1_ns) == m.energy
+
+
+def test_an_open_loop_is_kept_with_its_schedule(tmp_path: Path) -> None:
+    engine = lem.load_backend("fake", "fake", ttft_s=0.06, tokens_per_s=500)
+    with lem.Session(tmp_path, sources=[]) as s:
+        m = s.run(engine, lem.prompts.synthetic(5, 8, 3), lem.traffic.poisson(200, seed=4), warmup=0)
+    schedule_s = m.config["schedule_s"]
+    start_ns = m.completions[0].sched_ns - round(schedule_s[0] * 1e9)
+    assert [c.sched_ns - start_ns for c in m.completions] == [round(t * 1e9) for t in schedule_s]
+    assert m.config["arrivals"] == "poisson" and m.config["seed"] == 4
+    assert m.loop_lag_s is not None and m.loop_lag_s > 0
+    assert lem.load(tmp_path / m.run_id) == m
+
+
+def test_a_loop_that_is_held_up_is_told() -> None:
+    class Rude:
+        """Keeps the loop to itself for 20 ms before each first token."""
+
+        name, concurrent = "rude", True
+
+        async def generate(self, requests: Sequence[lem.Request]) -> AsyncIterator[TokenEvent]:
+            time.sleep(0.02)
+            yield TokenEvent(0, 1)
+
+        def describe(self) -> dict[str, object]:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    with lem.Session(sources=[]) as s:
+        m = s.run(Rude(), lem.prompts.synthetic(6, 4, 1), lem.traffic.constant(100), warmup=0)
+        assert "dispatch_late" in m.reasons and m.loop_lag_s is not None and m.loop_lag_s > 0.015
+        m = s.run(Rude(), lem.prompts.synthetic(3, 4, 1), lem.traffic.batches(), warmup=0)
+        assert "dispatch_late" not in m.reasons, "a closed loop wants a request when it can have it"
 
 
 def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None:

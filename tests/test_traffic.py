@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from conftest import FakeClock, run_at_once
 
 import lem_kit as lem
 from lem_kit import prompts, traffic
@@ -80,11 +81,51 @@ def test_bad_input_passes_through_and_no_token_is_an_error() -> None:
 def test_what_cannot_be_run_is_refused() -> None:
     with pytest.raises(LemError, match="empty"):
         traffic.check(Engine(), [], lem.traffic.batches())
-    with pytest.raises(LemError, match="one batch at a time"):
-        traffic.check(Engine(), prompts.texts(["a"]), lem.traffic.burst())
-    for size in (0, -1, 1.5, True, "2"):
-        with pytest.raises(LemError, match="whole number"):
-            lem.traffic.batches(size)  # type: ignore[arg-type]
+    overlapping = (
+        lem.traffic.burst(), lem.traffic.constant(1), lem.traffic.poisson(1), lem.traffic.gamma(1, 2),
+        lem.traffic.ramp(1, 2, 3), lem.traffic.concurrency(2),
+    )  # fmt: skip
+    for arrivals in overlapping:
+        with pytest.raises(LemError, match=f"one batch at a time.*{arrivals.describe()['arrivals']} arrivals"):
+            traffic.check(Engine(), prompts.texts(["a"]), arrivals)
+        traffic.check(Engine(concurrent=True), prompts.texts(["a"]), arrivals)
+    traffic.check(Engine(), prompts.texts(["a"]), lem.traffic.concurrency(1))
+
+
+def test_a_plan_is_kept_with_its_schedule_unless_that_is_very_long() -> None:
+    assert traffic.plan(lem.traffic.batches(2), 3) == {"arrivals": "batches", "size": 2}
+    assert traffic.plan(lem.traffic.concurrency(2), 3) == {"arrivals": "concurrency", "concurrency": 2}
+    assert traffic.plan(lem.traffic.burst(), 3) == {"arrivals": "burst"}
+    constant = lem.traffic.constant(4, concurrency=8)
+    facts = {"arrivals": "constant", "rate_per_s": 4.0, "concurrency": 8}
+    assert traffic.plan(constant, 3) == {**facts, "schedule_s": [0.0, 0.25, 0.5]}
+    assert len(traffic.plan(constant, 10_000)["schedule_s"]) == 10_000
+    (longer, other) = (traffic.plan(lem.traffic.poisson(4, seed), 10_001) for seed in (0, 1))
+    assert "schedule_s" not in longer and longer["schedule_sha256"] != other["schedule_sha256"]
+
+
+def test_how_late_the_loop_was_is_seen(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic.time, "monotonic_ns", clock)
+
+    async def work(held_up_s: float) -> None:
+        await asyncio.sleep(0.05)
+        clock.advance(held_up_s)  # as code does that keeps the loop to itself
+        await asyncio.sleep(0.05)
+
+    lag = traffic.LoopLag()
+    run_at_once(lag.during(asyncio.sleep(0.01)), clock)
+    assert lag.worst_s is None, "it was not looked at yet"
+    run_at_once(lag.during(work(0.3)), clock)
+    assert lag.worst_s == pytest.approx(0.29), "of 0.3 s, the 0.01 s before the next look are not seen"
+    run_at_once(lag.during(work(0.0)), clock)
+    assert lag.worst_s == pytest.approx(0.29), "the worst stays"
+
+    async def ends_held_up() -> None:
+        await asyncio.sleep(0.03)
+        clock.advance(0.5)
+
+    run_at_once(lag.during(ends_held_up()), clock)
+    assert lag.worst_s == pytest.approx(0.49)
 
 
 def test_it_runs_where_a_loop_is_running_already() -> None:
@@ -194,7 +235,6 @@ def test_the_fake_engine_is_sent_to_like_any_other() -> None:
     done = asyncio.run(traffic.send(backend, prompts.synthetic(3, 5, 4), lem.traffic.batches(2), repeat=7))
     assert [(c.output_tokens, c.prompt_tokens, c.repeat, c.timing_source) for c in done] == [(4, 5, 7, "engine")] * 3
     assert done[0].dispatch_ns <= done[2].dispatch_ns and done[1].done_ns <= done[2].sched_ns
-    assert lem.traffic.batches(2).describe() == {"arrivals": "batches", "size": 2}
     backend.close()
 
 

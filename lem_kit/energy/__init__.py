@@ -24,10 +24,25 @@ from ..trace import Domain
 
 
 class Reading(NamedTuple):
-    """A cumulative energy in joules since a fixed origin, and the instant (CLOCK_MONOTONIC, ns) at which it was read."""
+    """A cumulative energy in joules since a fixed origin, and the instant (CLOCK_MONOTONIC, ns) at which the call that read
+    it had ended, and began `took_ns` before."""
 
     t_ns: int
     joules: float
+    took_ns: int = 0
+
+
+class SourceError(LemError):
+    """A device that gave no reading. `code` is one of `measurement.REASONS`."""
+
+    def __init__(self, sentence: str, code: str = "source_failed") -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def failure_code(error: Exception) -> str:
+    """The reason code of whatever a source raised."""
+    return error.code if isinstance(error, SourceError) else "source_failed"
 
 
 @runtime_checkable
@@ -37,9 +52,17 @@ class EnergySource(Protocol):
     `domains` describes each domain that `read` may return; it may grow while a slow source starts, and is filled for a
     domain before that domain is first returned. `read` is quick (well under a millisecond where the hardware allows),
     returns `{}` while the source is still starting, and raises when the device stops answering. `close` may be called
-    twice. Optional: `interval_s` (do not read more often than this), `gauges() -> dict[str, float]` with names
-    "domain.quantity_unit" ("gpu0.power_w", "gpu0.temperature_c"), `failures: dict[str, str]` with a sentence for each domain
-    that gave nothing at the last read, and `describe() -> dict` of facts worth keeping.
+    twice. Optional:
+
+    * `interval_s`: do not read more often than this.
+    * `read_one(domain) -> Reading`: where calls are slow, so that each counter is read when it is due (`pace`).
+    * `gauges() -> dict[str, float]` with names "domain.quantity_unit" ("gpu0.power_w", "gpu0.temperature_c"), and
+      `samples() -> dict[str, list[tuple[int, float]]]`, the (t_ns, value) of such gauges that the device kept since the last
+      call; both every `gauges_interval_s`.
+    * `integrals`: domains that are the integral of a gauge, by their full key ("source_power:gpu0"); see `Domain.gauge`.
+    * `failures: dict[str, str]`: a sentence for each domain that gave nothing at the last `read`.
+    * `describe() -> dict` of facts worth keeping, and `remarks() -> dict[str, list[str]]`: reason codes by domain that hold
+      now (another process on the device, ...); asked once per window, after it.
     """
 
     name: str
@@ -99,6 +122,15 @@ def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource]
             source.close()
         raise
     return opened, unavailable
+
+
+def remarks(source: EnergySource) -> list[str]:
+    """Reason codes about the source's devices that hold now, each once."""
+    try:
+        found: Mapping[str, list[str]] = getattr(source, "remarks", dict)()
+    except Exception:  # as for `describe`; what it would have said is lost, the figures have their own reasons
+        return []
+    return list(dict.fromkeys(code for codes in found.values() for code in codes))
 
 
 def describe(source: EnergySource) -> dict[str, Any]:

@@ -1,25 +1,41 @@
-"""NVIDIA boards: the total-energy counter of every GPU that this process may see.
+"""NVIDIA boards: the total-energy counter and the power of every GPU that this process may see.
 
-The one idea: the driver counts millijoules for each board since it was loaded (Volta and newer). Whether a board has the
-counter is asked of the board, never guessed from its name. The counter is refreshed every 20 to 100 ms, at instants that
-nobody states, so `refresh_s` is None and its jumps are watched instead.
+The one idea: two figures for each board, from two roads out of the driver. `nvml:gpuN` is the counter of millijoules
+(Volta and newer); whether a board has it is asked of the board, and whether it counts is seen. `nvml_power:gpuN` is the
+integral of power: of the samples that the driver keeps (one every 20 ms on an H100, each a mean over the time since the
+one before), or else of the power that it shows. `describe()["power_from"]` says which, because they differ: the "instant"
+power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is a mean of the last second on most boards.
 
-`open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place.
+`open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place. LEM_KIT_CALIBRATION names a JSON file
+{"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what this board's sensor shows = gain * true power + offset_w.
 
-Not covered: the share of one MIG instance (the hardware counts per board), the sensor's gain and offset, and boards
-without the counter (Pascal and older, most vGPUs, Jetson), which are left out with their reason.
+Not covered: the share of one MIG instance (the hardware counts per board), fans and process lists in the loop (they hold
+the driver's locks for milliseconds).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import LemError, Unavailable
 from ..trace import Domain
-from . import EnergySource, Reading
+from . import EnergySource, Reading, SourceError
+
+# The gain of a board's sensor is off by so much (Yang, Adamek and Armour, SC24: 5 % typical, 13 % at most). It is the same in
+# every run on one board, so it is stated beside the interval and not in it.
+GAIN_ERROR = 0.05
+# Samples and counter of one board come from one sensor; integrals of samples are this exact beside the counter (docs/gpu.md).
+SAMPLES_ERROR = 0.01
+# The power fields look at a part of the time only, or at a mean of a second.
+FIELD_ERROR = 0.05
+SAMPLED_EVERY_S = 0.3  # how often a board is asked that keeps samples of its power (2.4 s of them on an H100)
+SLOW_INTERVAL_NS = 1_000_000_000
 
 
 def open_source(argument: str | None = None) -> EnergySource:
@@ -56,95 +72,199 @@ class _Board(NamedTuple):
     handle: Any
     name: str
     uuid: str
+    gain: float = 1.0
+    offset_w: float = 0.0
 
     def __str__(self) -> str:
         return f"GPU {self.number} ({self.name}, {self.uuid})"
 
 
 class NvmlSource:
-    """Counters and gauges of the chosen boards. `failures` holds a sentence for each board that the last read missed."""
+    """Counters, power and gauges of the chosen boards. `failures` holds a sentence for each that the last read missed."""
 
     name = "nvml"
 
     def __init__(self, nvml: Any, wanted: str | None, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        domains: dict[str, Domain] = {}
-        self.domains: Mapping[str, Domain] = domains
+        self.domains: Mapping[str, Domain] = {}
+        self.integrals: Mapping[str, Domain] = {}
         self.failures: dict[str, str] = {}
         self._nvml = nvml
         self._clock = clock
-        self._boards: dict[str, _Board] = {}
         self._open = True
-        everyone, skipped = _boards(nvml)
+        self._opened_ns = clock()
+        self._latest: dict[str, int] = {}  # time stamp of the newest sample of each board, us of the driver's clock
+        self._slow_ns = 0
+        everyone, skipped = _boards(nvml, _calibrations())
         chosen = _choose(nvml, everyone, wanted)
+        self._boards = {f"gpu{board.number}": board for board, _ in chosen}
+        self._ways = {(key, gauge): list(ways) for key in self._boards for gauge, ways in _GAUGES.items()}
+        self._sampled = {key for key, board in self._boards.items() if _has_samples(nvml, board)}
+        domains: dict[str, Domain] = {}
+        integrals: dict[str, Domain] = {}
         for board, note in chosen:
             key = f"gpu{board.number}"
-            try:
-                nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle)
-            except nvml.NVMLError as error:
-                skipped[key] = f"{board} has no energy counter that this process can read: {error}"
-                continue
-            self._boards[key] = board
-            if not note and (_or_none(nvml, nvml.nvmlDeviceGetMigMode, board.handle) or [0])[0]:
-                note = "whole GPU, all its MIG instances"
-            label = f"{board.name} {board.uuid}" + (f" ({note})" if note else "")
-            domains[key] = Domain("gpu", "counter", refresh_s=None, resolution_j=0.001, label=label)
-        if not self._boards:
+            counter, integral = self._describe_domains(key, board, note, skipped)
+            domains |= {key: counter} if counter else {}
+            integrals |= {f"nvml_power:{key}": integral} if integral else {}
+        self.domains, self.integrals = domains, integrals
+        if not domains and not integrals:
             raise Unavailable("NVML: " + ("; ".join(skipped.values()) or "the driver is here, but no GPU"))
-        self._ways = {(key, gauge): list(ways) for key in self._boards for gauge, ways in _GAUGES.items()}
+        # Samples hold every instant, so the other gauges need not be asked so often; without them power must be.
+        self.gauges_interval_s = SAMPLED_EVERY_S if len(self._sampled) == len(self._boards) else 0.0
         seen = {board.uuid for board, _ in chosen}
         self._facts: dict[str, Any] = {
             "driver_version": nvml.nvmlSystemGetDriverVersion(),
             "gpus": {key: _facts(nvml, board) for key, board in self._boards.items()},
+            "topology": _topology(nvml, list(self._boards.values())),
             "bystanders": [str(board) for board in everyone if board.uuid not in seen],
             "skipped": skipped,
             "device_order": _order_remark(everyone, wanted),
+            "gain_error": GAIN_ERROR,
         }
+
+    def _describe_domains(
+        self, key: str, board: _Board, note: str, skipped: dict[str, str]
+    ) -> tuple[Domain | None, Domain | None]:
+        nvml = self._nvml
+        if not note and (_or_none(nvml, nvml.nvmlDeviceGetMigMode, board.handle) or [0])[0]:
+            note = "whole GPU, all its MIG instances"
+        reasons = ("mig_parent_scope",) if note else ()
+        limit_w = _or_none(nvml, lambda handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000, board.handle)
+        label = f"{board.name} {board.uuid}" + (f" ({note})" if note else "")
+        scope = "module" if _is_module(nvml, board.handle) else "gpu"
+        counter = integral = None
+        try:
+            nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle)
+            counter = Domain(scope, "counter", None, 0.001, reasons=reasons, label=label, limit_w=limit_w)
+        except nvml.NVMLError as error:
+            skipped[key] = f"{board} has no energy counter that this process can read: {error}"
+        if key in self._sampled or self._ask(key, "power_w") is not None:
+            means = key in self._sampled
+            relative, gauge = SAMPLES_ERROR if means else FIELD_ERROR, f"nvml:{key}.power_w"
+            integral = Domain(scope, "integral", None, 0.001, relative, reasons, f"{label}, power", gauge, means, limit_w)
+        return counter, integral
 
     def read(self) -> dict[str, Reading]:
         readings: dict[str, Reading] = {}
         self.failures = {}
-        for key, board in self._boards.items():
+        for key in self.domains:
             try:
-                millijoules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle)
-            except self._nvml.NVMLError as error:
-                self.failures[key] = f"NVML: {board} gave no energy reading: {error}"
-            else:
-                readings[key] = Reading(self._clock(), millijoules / 1000)
-        if not readings:
-            raise LemError("; ".join(self.failures.values()) or "NVML: this source is closed")
+                readings[key] = self.read_one(key)
+            except SourceError as error:
+                self.failures[key] = str(error)
+        if self.failures and not readings:
+            raise SourceError("; ".join(self.failures.values()))
+        if not self._boards:
+            raise SourceError("NVML: this source is closed")
         return readings
+
+    def read_one(self, domain: str) -> Reading:
+        """The counter of one board."""
+        board = self._boards.get(domain)
+        if board is None:
+            raise SourceError("NVML: this source is closed")
+        began_ns = self._clock()
+        try:
+            joules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle) / 1000
+        except self._nvml.NVMLError as error:
+            raise SourceError(f"NVML: {board} gave no energy reading: {error}", _code(self._nvml, error)) from None
+        now_ns = self._clock()
+        joules = (joules - board.offset_w * (now_ns - self._opened_ns) / 1e9) / board.gain
+        return Reading(now_ns, joules, now_ns - began_ns)
 
     def gauges(self) -> dict[str, float]:
         values: dict[str, float] = {}
-        for (key, gauge), ways in self._ways.items():
-            if key in self.failures or not ways:
+        with_slow = self._clock() - self._slow_ns >= SLOW_INTERVAL_NS
+        if with_slow:
+            self._slow_ns = self._clock()
+        for key, gauge in self._ways:
+            if (gauge in _SLOW and not with_slow) or (gauge == "power_w" and key in self._sampled):
                 continue
-            try:
-                values[f"{key}.{gauge}"] = ways[0](self._nvml, self._boards[key].handle)
-            except (self._nvml.NVMLError, AttributeError) as error:
-                if _will_never_work(self._nvml, error):
-                    del ways[0]  # the next tick takes the next way, or none: a dead query must not be asked every tick
+            value = self._ask(key, gauge)
+            if value is not None:
+                values[f"{key}.{gauge}"] = value
+            if value is not None and gauge == "throttle_reasons":
+                values[f"{key}.throttled"] = float(bool(int(value) & _THROTTLED))
+                values[f"{key}.power_capped"] = float(bool(int(value) & _POWER_CAPPED))
         return values
 
+    def _ask(self, key: str, gauge: str) -> float | None:
+        ways, board = self._ways[key, gauge], self._boards[key]
+        try:
+            value = ways[0](self._nvml, board.handle) if ways else None
+        except (self._nvml.NVMLError, AttributeError) as error:
+            if _will_never_work(self._nvml, error):
+                del ways[0]  # the next call takes the next way, or none: a dead query must not be asked every time
+            return None
+        return (value - board.offset_w) / board.gain if value is not None and gauge == "power_w" else value
+
+    def samples(self) -> dict[str, list[tuple[int, float]]]:
+        """Power since the last call, W. The driver stamps its samples with the wall clock, which is set against ours here."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for key in self._sampled & self._boards.keys():
+            board = self._boards[key]
+            offset_ns = self._clock() - time.time_ns()
+            points = _read_samples(self._nvml, board.handle, self._latest.get(key, 0))
+            if points:
+                self._latest[key] = points[-1][0]
+            found[f"{key}.power_w"] = [
+                (us * 1000 + offset_ns, (watts - board.offset_w) / board.gain) for us, watts in points
+            ]
+        return found
+
     def describe(self) -> dict[str, Any]:
-        instant = [key for key in self._boards if self._ways[key, "power_w"][:1] == [_power_instant_w]]
-        return {**self._facts, "instantaneous_power_gauge": instant}
+        ways = {key: self._ways[key, "power_w"] for key in self._boards}
+        power_from = {
+            key: "samples of the driver" if key in self._sampled else _POWER_NAMES.get(way[0], "") if way else "nothing"
+            for key, way in ways.items()
+        }
+        return {**self._facts, "power_from": power_from, "cuda_devices": _cuda_devices()}
+
+    def remarks(self) -> dict[str, list[str]]:
+        """Other processes on a board, and a CUDA device in use that is not among the boards read."""
+        found: dict[str, list[str]] = {}
+        for key, board in self._boards.items():
+            if _foreign_processes(self._nvml, board.handle):
+                found[key] = ["foreign_process"]
+        uuids = {board.uuid for board in self._boards.values()}
+        if any(uuid not in uuids for uuid in _cuda_devices().values()):
+            for key in self._boards:
+                found.setdefault(key, []).append("other_gpu_in_use")
+        return found
 
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._boards, self._ways = {}, {}
+            self._boards, self._ways, self._sampled = {}, {}, set()
             self._nvml.nvmlShutdown()
 
 
-def _boards(nvml: Any) -> tuple[list[_Board], dict[str, str]]:
+def _calibrations() -> dict[str, tuple[float, float]]:
+    """(gain, offset in W) by UUID from the file that LEM_KIT_CALIBRATION names. LemError if it cannot be read as such."""
+    name = os.environ.get("LEM_KIT_CALIBRATION")
+    if not name:
+        return {}
+    try:
+        entries = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
+        found = {str(uuid): (float(e.get("gain", 1.0)), float(e.get("offset_w", 0.0))) for uuid, e in entries.items()}
+        if any(not 0.5 < gain < 2.0 for gain, _ in found.values()):
+            raise ValueError("a gain lies outside 0.5 to 2")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise LemError(
+            f'LEM_KIT_CALIBRATION={name} cannot be used: {error}. It holds {{"GPU-uuid": {{"gain": 1.0, "offset_w": 0.0}}}}.'
+        ) from None
+    return found
+
+
+def _boards(nvml: Any, calibrations: Mapping[str, tuple[float, float]]) -> tuple[list[_Board], dict[str, str]]:
     """Every board that answers, and why the others do not: one dead GPU must not hide its neighbours."""
     boards: list[_Board] = []
     silent: dict[str, str] = {}
     for number in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
-            boards.append(_Board(number, handle, nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)))
+            uuid = nvml.nvmlDeviceGetUUID(handle)
+            boards.append(_Board(number, handle, nvml.nvmlDeviceGetName(handle), uuid, *calibrations.get(uuid, ())))
         except nvml.NVMLError as error:
             silent[f"gpu{number}"] = f"GPU {number} does not answer: {error}"
     return boards, silent
@@ -204,17 +324,76 @@ def _facts(nvml: Any, board: _Board) -> dict[str, Any]:
         "pci_bus_id": lambda handle: nvml.nvmlDeviceGetPciInfo(handle).busId,
         "power_limit_w": lambda handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
         "persistence_mode": lambda handle: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
+        "mig_mode": lambda handle: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),
+        "architecture": nvml.nvmlDeviceGetArchitecture,
         "compute_capability": lambda handle: "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        "memory_bytes": lambda handle: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        "pcie": lambda handle: (
+            f"gen {nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)} x{nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)}"
+        ),
+        "nvlinks": lambda handle: sum(
+            _or_none(nvml, _link(nvml, n), handle) == 1 for n in range(nvml.NVML_NVLINK_MAX_LINKS)
+        ),
     }
     answers = {fact: _or_none(nvml, ask, board.handle) for fact, ask in questions.items()}
-    return {"name": board.name, "uuid": board.uuid, **answers}
+    calibration = {"gain": board.gain, "offset_w": board.offset_w} if (board.gain, board.offset_w) != (1.0, 0.0) else None
+    return {"name": board.name, "uuid": board.uuid, **answers, "calibration": calibration}
+
+
+def _link(nvml: Any, number: int) -> Callable[[Any], Any]:
+    return lambda handle: nvml.nvmlDeviceGetNvLinkState(handle, number)
+
+
+def _topology(nvml: Any, boards: Sequence[_Board]) -> dict[str, str]:
+    """How far the path between two boards goes: "gpu0-gpu1": "same board" ... "across the system"."""
+    names = {0: "same board", 10: "one PCIe switch", 20: "several PCIe switches", 30: "one host bridge", 40: "one NUMA node"}
+    found = {}
+    for i, a in enumerate(boards):
+        for b in boards[i + 1 :]:
+            try:
+                level = nvml.nvmlDeviceGetTopologyCommonAncestor(a.handle, b.handle)
+            except (nvml.NVMLError, AttributeError):
+                continue
+            found[f"gpu{a.number}-gpu{b.number}"] = names.get(level, "across the system")
+    return found
+
+
+def _cuda_devices() -> dict[str, str]:
+    """CUDA's number of each device -> its UUID, where torch has CUDA running in this process; it is never started for this."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return {}
+    properties = [cuda.get_device_properties(number) for number in range(cuda.device_count())]
+    return {f"cuda:{n}": f"GPU-{p.uuid}" for n, p in enumerate(properties) if getattr(p, "uuid", None)}
+
+
+def _foreign_processes(nvml: Any, handle: Any) -> bool:
+    """Whether a process that is not of this process's session works on the board. Containers show other numbers, or none."""
+    running = _or_none(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+    own = os.getsid(0) if hasattr(os, "getsid") else None
+    for process in running:
+        try:
+            if os.getsid(process.pid) != own:
+                return True
+        except (
+            OSError,
+            OverflowError,
+        ):  # not visible from here: of another container, or this very one under another number
+            if len(running) > 1:
+                return True
+    return False
 
 
 def _or_none(nvml: Any, ask: Callable[[Any], Any], handle: Any) -> Any:
     try:
         return ask(handle)
-    except nvml.NVMLError:
+    except (nvml.NVMLError, AttributeError):  # the driver, or the package, does not know the question
         return None
+
+
+def _code(nvml: Any, error: Exception) -> str:
+    codes = {nvml.NVML_ERROR_GPU_IS_LOST: "gpu_lost", nvml.NVML_ERROR_NO_PERMISSION: "no_permission"}
+    return codes.get(getattr(error, "value", None), "source_failed")
 
 
 def _will_never_work(nvml: Any, error: Exception) -> bool:
@@ -224,18 +403,71 @@ def _will_never_work(nvml: Any, error: Exception) -> bool:
     return isinstance(error, AttributeError) or getattr(error, "value", None) in never
 
 
+def _field(nvml: Any, handle: Any, field: int, scope: int) -> Any:
+    found = nvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])[0]
+    if found.nvmlReturn != nvml.NVML_SUCCESS:  # each field has its own verdict; the call itself succeeds regardless
+        raise nvml.NVMLError(found.nvmlReturn)
+    return found.value.uiVal
+
+
 def _power_instant_w(nvml: Any, handle: Any) -> float:
-    field = nvml.nvmlDeviceGetFieldValues(handle, [(nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_POWER_SCOPE_GPU)])[0]
-    if field.nvmlReturn != nvml.NVML_SUCCESS:  # each field has its own verdict; the call itself succeeds regardless
-        raise nvml.NVMLError(field.nvmlReturn)
-    return float(field.value.uiVal / 1000)
+    return float(_field(nvml, handle, nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_POWER_SCOPE_GPU) / 1000)
+
+
+def _power_module_w(nvml: Any, handle: Any) -> float:
+    return float(_field(nvml, handle, nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_POWER_SCOPE_MODULE) / 1000)
+
+
+def _power_usage_w(nvml: Any, handle: Any) -> float:
+    return float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
+
+
+_POWER_NAMES: Mapping[Callable[[Any, Any], float], str] = {
+    _power_instant_w: "instant field, GPU scope",
+    _power_module_w: "instant field, module scope",
+    _power_usage_w: "nvmlDeviceGetPowerUsage, a mean of 1 s on Ampere and later",
+}
+
+
+def _is_module(nvml: Any, handle: Any) -> bool:
+    """Whether power is told for the module only (Grace Hopper): then it holds the CPU and its memory, too."""
+    return _or_none(nvml, lambda h: _power_instant_w(nvml, h), handle) is None and (
+        _or_none(nvml, lambda h: _power_module_w(nvml, h), handle) is not None
+    )
+
+
+def _has_samples(nvml: Any, board: _Board) -> bool:
+    """Whether the driver keeps samples of power, dense enough to be worth more than asking for power."""
+    points = _read_samples(nvml, board.handle, 0)
+    if len(points) < 5:
+        return False
+    return (points[-1][0] - points[0][0]) / (len(points) - 1) < 60_000  # us
+
+
+def _read_samples(nvml: Any, handle: Any, after_us: int) -> list[tuple[int, float]]:
+    """(driver's time stamp in us, W) of the samples newer than `after_us`; empty where the driver keeps none."""
+    try:
+        kind, found = nvml.nvmlDeviceGetSamples(handle, nvml.NVML_TOTAL_POWER_SAMPLES, after_us)
+    except (nvml.NVMLError, AttributeError):  # "not found" when there is nothing new
+        return []
+    if kind == nvml.NVML_VALUE_TYPE_DOUBLE:
+        points = [(s.timeStamp, s.sampleValue.dVal / 1000) for s in found]
+    else:
+        points = [(s.timeStamp, s.sampleValue.uiVal / 1000) for s in found]
+    return [(us, watts) for us, watts in points if us > after_us]
+
+
+# Asked once a second: the first takes up to 8 ms on a busy board, the others change little.
+_SLOW = ("memory_used_bytes", "memory_utilization", "memory_clock_hz")
+# Bits of the reasons for low clocks that slow a board down against the user's will: hardware, heat, power brake.
+_THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
+_POWER_CAPPED = 0x4
 
 
 # What to read beside the counter, and how: the ways are tried in order and the first that the driver knows is kept. The
-# second ones serve older drivers, which lack the first; power falls back to a reading that is a 1 s average on new boards.
-# No process lists and no fan here: they take the driver's locks for milliseconds.
+# second ones serve older drivers, which lack the first. No process lists and no fan here: they take the driver's locks.
 _GAUGES: Mapping[str, tuple[Callable[[Any, Any], float], ...]] = {
-    "power_w": (_power_instant_w, lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000),
+    "power_w": (_power_instant_w, _power_module_w, _power_usage_w),
     "temperature_c": (
         lambda n, h: float(n.nvmlDeviceGetTemperatureV(h, n.NVML_TEMPERATURE_GPU)),
         lambda n, h: float(n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
@@ -243,6 +475,8 @@ _GAUGES: Mapping[str, tuple[Callable[[Any, Any], float], ...]] = {
     "sm_utilization": (lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100,),
     "sm_clock_hz": (lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM) * 1e6,),
     "memory_used_bytes": (lambda n, h: float(n.nvmlDeviceGetMemoryInfo(h).used),),
+    "memory_utilization": (lambda n, h: n.nvmlDeviceGetUtilizationRates(h).memory / 100,),
+    "memory_clock_hz": (lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM) * 1e6,),
     "throttle_reasons": (
         lambda n, h: float(n.nvmlDeviceGetCurrentClocksEventReasons(h)),
         lambda n, h: float(n.nvmlDeviceGetCurrentClocksThrottleReasons(h)),

@@ -12,8 +12,8 @@ from html import escape
 from typing import Any
 
 from .. import metrics
+from ..curve import mean_power_w
 from ..measurement import REASONS, Energy, Measurement, jsonable
-from ..trace import mean_power_w
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 48

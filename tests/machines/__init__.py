@@ -6,7 +6,6 @@ here, so that the contract test can hold it to its promises without the hardware
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,9 +15,9 @@ import pytest
 
 @contextmanager
 def _nvml(folder: Path) -> Iterator[str | None]:
-    from .nvml_board import Board, simulated
+    from fake_nvml import boards, h100
 
-    with pytest.MonkeyPatch.context() as patch, simulated([Board("GPU-0"), Board("GPU-1")], time.monotonic_ns):
+    with pytest.MonkeyPatch.context() as patch, boards([h100(), h100()]):
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         yield None
 

@@ -1,0 +1,88 @@
+"""Idle baselines: what a machine draws before the work whose energy is wanted, and net energy above it.
+
+The one idea: three kinds of idle cost different power and answer different questions: "bare" (no process of ours on the GPU),
+"context" (CUDA is running, no model), "engine" (the model is loaded and waits). Gross energy is what was measured; net is what
+is left above a baseline, and may be negative: then the baseline was not one, and hiding that would hide it.
+
+    net   = E - P_idle * t
+    u_net = sqrt(u_E^2 + (u_P * t)^2)         u_P: spread between seconds of idling, and the meter's own interval
+
+Not covered: taking a baseline (`Session.idle`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .curve import energy_between
+from .measurement import Measurement
+from .statistics import stdev, student_t
+from .trace import gauge_summary
+
+KINDS = ("engine", "context", "bare")  # from the most to the least specific
+LARGEST_TEMPERATURE_C = 10.0
+LARGEST_SPREAD = 0.1
+
+
+class Power(NamedTuple):
+    """Watts with the half-width of their 95 % interval."""
+
+    watts: float
+    half_width: float
+
+
+def of(idle: Mapping[str, Any] | Measurement) -> dict[str, Any]:
+    """The baseline that an idle Measurement gives, as strict JSON: power of each domain, temperatures, when and where."""
+    if not isinstance(idle, Measurement):
+        return dict(idle)
+    parts = max(1, min(10, int(idle.duration_s)))
+    edges = [idle.t0_ns + (idle.t1_ns - idle.t0_ns) * k // parts for k in range(parts + 1)]
+    powers = {key: found for key in idle.energy if (found := _power(idle, key, edges)) is not None}
+    gauges = gauge_summary(idle.trace, idle.t0_ns, idle.t1_ns)
+    return {
+        "kind": idle.config.get("baseline", "bare"),
+        "run_id": idle.run_id,
+        "started_at": idle.started_at,
+        "power_w": {key: power._asdict() for key, power in powers.items()},
+        "temperature_c": {key: g["mean"] for key, g in gauges.items() if key.endswith(".temperature_c")},
+        "labels": {key: domain.label for key, domain in idle.trace.domains.items()},
+    }
+
+
+def _power(idle: Measurement, key: str, edges: Sequence[int]) -> Power | None:
+    whole = idle.energy[key]
+    if whole.joules is None or whole.uncertainty_j is None:
+        return None
+    spread = 0.0
+    parts = [energy_between(idle.trace, key, a, b) for a, b in zip(edges, edges[1:])]
+    watts = [part.joules / (b - a) * 1e9 for part, a, b in zip(parts, edges, edges[1:]) if part.joules is not None]
+    if len(watts) > 1:
+        spread = student_t(len(watts) - 1) * stdev(watts) / math.sqrt(len(watts))
+    return Power(whole.joules / idle.duration_s, math.hypot(spread, whole.uncertainty_j / idle.duration_s))
+
+
+def chosen(m: Measurement, baseline: Measurement | str | None = None) -> dict[str, Any] | None:
+    """The baseline to use for `m`: the given one, the one of that kind in its session, or the most specific there is."""
+    if isinstance(baseline, Measurement):
+        return of(baseline)
+    if baseline is not None:
+        return m.baselines.get(baseline)
+    return next((m.baselines[kind] for kind in KINDS if kind in m.baselines), None)
+
+
+def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
+    """Codes that speak against using `baseline` for `m`: another device, another day, another temperature, too much spread."""
+    codes = []
+    labels = {key: domain.label for key, domain in m.trace.domains.items()}
+    other = any(labels.get(key, label) != label for key, label in baseline["labels"].items())
+    if other or baseline["started_at"][:10] != m.started_at[:10]:
+        codes.append("baseline_stale")
+    gauges = gauge_summary(m.trace, m.t0_ns, m.t1_ns)
+    apart = [abs(gauges[key]["min"] - degrees) for key, degrees in baseline["temperature_c"].items() if key in gauges]
+    if apart and max(apart) > LARGEST_TEMPERATURE_C:
+        codes.append("baseline_temperature")
+    if any(p["half_width"] > LARGEST_SPREAD * p["watts"] for key, p in baseline["power_w"].items() if key in m.energy):
+        codes.append("baseline_unsteady")
+    return codes

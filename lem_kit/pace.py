@@ -1,0 +1,144 @@
+"""When to read a counter next, so that few calls tell exactly when it was updated.
+
+The one idea: a call into the driver takes milliseconds and its locks disturb what is measured, so a counter is not polled.
+It is watched closely until its updates are seen to keep to a period; from then on it is read about once per update. Two
+walls are kept around the instant of the next update, and two around the period:
+
+    a call that shows the old value   raises the lower wall to the beginning of the call
+    one that shows the new value      lowers the upper wall to the end of the call
+    both walls, and those around an early update n periods ago, confine the period to their distance / n
+
+Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known.
+
+Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
+interval.
+"""
+
+from __future__ import annotations
+
+from .staircase import MOST_JITTER, Grid, brackets, period_ns
+from .trace import Series
+
+WATCH_NS = 10_000_000  # distance of calls while the period is looked for
+WATCHED_NS = 2_000_000_000  # a counter that shows no period for so long is read at the interval
+NEEDED = 6  # updates seen before a period is believed
+AGAIN_NS = 1_000_000  # after a call that came too early; then twice that, and so on
+MOST_TRIES = 7
+EARLY_EVERY = 3
+DRIFT = 1e-7  # how much the period may change from one update to the next
+
+
+class Pace:
+    """For one counter. Call `after` when it was read; it returns when to read next (ns)."""
+
+    def __init__(self, interval_ns: int) -> None:
+        self.grid: Grid | None = None  # where the updates are expected, phase_ns being that of the next call's
+        self.period_ns: float | None = None
+        self.period_half_ns = 0.0
+        self._interval_ns = interval_ns
+        self._since_ns: int | None = None
+        self._walls = (0.0, 0.0)  # around the update that the next call is to see
+        self._periods = (0.0, 0.0)
+        self._anchor = (0.0, 0.0)  # around an early update
+        self._passed = 0  # periods between that one and the next
+        self._tries = 0
+        self._calls = 0
+        self._skipped = False
+
+    def after(self, series: Series, now_ns: int) -> int:
+        """`series` holds all readings of the counter, the last of them just made."""
+        if self._since_ns is None:
+            self._since_ns = now_ns
+        changed = len(series.value) > 1 and series.value[-1] != series.value[-2]
+        self._calls += 1
+        if self.grid is None:
+            if not (changed and self._begin(series)):
+                watching = now_ns - self._since_ns < WATCHED_NS
+                return now_ns + (min(WATCH_NS, self._interval_ns) if watching else self._interval_ns)
+            return self._next(now_ns)
+        if changed and not self._skipped:
+            self._close_in(self._walls[0], min(self._walls[1], series.t_ns[-1]))
+        elif not changed:
+            began_ns = series.t_ns[-1] - (series.took_ns[-1] if series.took_ns else 0)
+            self._close_in(max(self._walls[0], began_ns), self._walls[1])
+        if self.grid is None:
+            return now_ns + WATCH_NS
+        if not changed:
+            return self._again(now_ns)
+        return self._next(now_ns)
+
+    def _begin(self, series: Series) -> bool:
+        """Whether the last changes keep to a period; if so, the walls are set."""
+        start = next((i for i, t in enumerate(series.t_ns) if t >= (self._since_ns or 0)), 0)
+        found = brackets(series.part(start, len(series.t_ns)))[-2 * NEEDED :]
+        period: float | None = period_ns(found)
+        if len(found) < NEEDED or period is None:
+            return False
+        if period < self._interval_ns:  # updated more often than it is to be read: its age is known then, which is enough
+            self.period_ns, self._since_ns = period, series.t_ns[-1] - WATCHED_NS
+            return False
+        first, last = found[0], found[-1]
+        low, high = 0.0, float("inf")
+        for b in found[1:]:
+            n = round((b.hi_ns - first.hi_ns) / period)
+            if n > 0:
+                low, high = max(low, (b.lo_ns - first.hi_ns) / n), min(high, (b.hi_ns - first.lo_ns) / n)
+        if low > high or high > low * 1.5:
+            return False
+        self._anchor, self._periods = (float(first.lo_ns), float(first.hi_ns)), (low, high)
+        self._passed = round((last.hi_ns - first.hi_ns) / period)
+        self._walls = (float(last.lo_ns), float(last.hi_ns))
+        self._tell()
+        return True
+
+    def _close_in(self, low: float, high: float) -> None:
+        """New walls. Where they cross, an update missed its time: by a little, and they meet half-way; or the grid is lost."""
+        period = sum(self._periods) / 2
+        if low - high > MOST_JITTER * period:
+            self._lose()
+            return
+        if low > high:
+            low, high = (low + high) / 2 - (low - high), (low + high) / 2 + (low - high)
+        shortest, longest = self._periods
+        n = self._passed
+        shortest, longest = shortest * (1 - DRIFT), longest * (1 + DRIFT)
+        if n > 0:
+            shortest, longest = max(shortest, (low - self._anchor[1]) / n), min(longest, (high - self._anchor[0]) / n)
+        if shortest > longest:  # it drifts
+            shortest, longest = period * (1 - 1e-4), period * (1 + 1e-4)
+            self._anchor, self._passed = (low, high), 0
+        elif high - low < (self._anchor[1] - self._anchor[0]) / 2:  # known better than the early one ever was
+            self._anchor, self._passed = (low, high), 0
+        self._walls, self._periods = (low, high), (shortest, longest)
+        self._tell()
+
+    def _lose(self) -> None:
+        self.grid, self._since_ns, self._tries = None, None, 0
+
+    def _tell(self) -> None:
+        low, high = self._walls
+        self.period_ns = sum(self._periods) / 2
+        self.period_half_ns = (self._periods[1] - self._periods[0]) / 2
+        self.grid = Grid((low + high) / 2, self.period_ns, (high - low) / 2)
+
+    def _again(self, now_ns: int) -> int:
+        """The call came too early."""
+        self._tries += 1
+        if self._tries > MOST_TRIES:
+            self._lose()
+            return now_ns + WATCH_NS
+        return max(now_ns + (AGAIN_NS << (self._tries - 1)), int((self._walls[0] + self._walls[1]) / 2))
+
+    def _next(self, now_ns: int) -> int:
+        """Aim at the update after the one just seen, or a later one if that is past."""
+        self._tries = 0
+        low, high = self._walls
+        shortest, longest = self._periods
+        periods = max(1, int((now_ns - low) / longest) + 1)
+        self._skipped = periods > 1  # a change may then be that of an update before
+        self._walls = (low + periods * shortest, high + periods * longest)
+        self._passed += periods
+        self._tell()
+        low, high = self._walls
+        aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
+        return int(aim)

@@ -1,0 +1,193 @@
+"""When a counter was really updated: from readings to knots.
+
+The one idea: a hardware counter is a staircase. It stands still, then jumps by the energy of its last refresh period. A
+reading tells the value but not its age; a *change* between two readings tells that an update happened between the beginning
+of the one call and the end of the other (calls can take 20 ms). Most counters are refreshed by a clock, so their updates lie
+on a grid `phase + k * period`, and all brackets together confine that grid far better than any bracket confines its update.
+
+    1. k of each bracket by the period that is known or seen; outwards from the narrowest bracket, so that no k is guessed.
+    2. The period for which the brackets leave the widest common room for the phase; the phase in the middle of that room.
+    3. No room (updates that do not keep to a grid): every update is only known to lie in its own bracket.
+
+An H100's counter keeps to a grid of 100.00 ms within 2 ms (`docs/method.md`).
+
+Not covered: the energy between the knots (`curve`), when to read (`pace`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from .trace import Series
+
+# Brackets needed before a grid is believed, and how far they may miss a common phase, as a fraction of the period.
+LEAST_BRACKETS = 4
+MOST_JITTER = 0.1
+
+
+class Knot(NamedTuple):
+    """The counter took `joules` at some instant in (t_ns - half_ns, t_ns + half_ns]."""
+
+    t_ns: float
+    half_ns: float
+    joules: float
+
+
+class Grid(NamedTuple):
+    """Updates happen at phase_ns + k * period_ns, for whole k; `half_ns` is the doubt about the phase."""
+
+    phase_ns: float
+    period_ns: float
+    half_ns: float
+
+    def last_before(self, t_ns: float) -> int:
+        """The k of the last update at or before `t_ns`."""
+        return int((t_ns - self.phase_ns) // self.period_ns)
+
+    def at(self, k: int) -> float:
+        return self.phase_ns + k * self.period_ns
+
+
+class Bracket(NamedTuple):
+    """Reading `i` was the first to show a new value: an update happened in (lo_ns, hi_ns]."""
+
+    i: int
+    lo_ns: int
+    hi_ns: int
+
+
+def brackets(series: Series) -> list[Bracket]:
+    """One for each reading that differs from the one before."""
+    t, v, took = series.t_ns, series.value, series.took_ns
+    changed = [i for i in range(1, len(t)) if v[i] != v[i - 1]]
+    return [Bracket(i, t[i - 1] - (took[i - 1] if took else 0), t[i]) for i in changed]
+
+
+def period_ns(found: Sequence[Bracket]) -> float | None:
+    """Median distance of successive changes; None for fewer than three of them."""
+    if len(found) < 3:
+        return None
+    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in zip(found, found[1:])) / 2
+
+
+def fit_grid(
+    found: Sequence[Bracket], period: float | None = None, known: bool = False, shortest_call_ns: float = 0.0
+) -> Grid | None:
+    """The grid that the brackets agree on; None if they are too few or do not agree.
+
+    `period` (ns) is a first guess; where it is `known` from a longer time, it is kept if the brackets allow it. Nobody knows
+    when inside a call the counter is looked at, so room that is smaller than the shortest call shows jitter, not knowledge.
+    """
+    import numpy as np
+
+    period = period or period_ns(found)
+    if period is None or period <= 0 or len(found) < LEAST_BRACKETS:
+        return None
+    lo, hi = (np.array([getattr(b, name) for b in found], dtype=np.float64) for name in ("lo_ns", "hi_ns"))
+    reference = int(np.argmin(hi - lo))
+    origin = hi[reference]
+    lo, hi = lo - origin, hi - origin
+    k = np.rint(hi / period)
+    room, middle = _room(lo, hi, k, period)
+    if not (known and room >= 0.0):
+        for reach in (4, 16, 64, 1 << 40):
+            k = np.rint(hi / period)
+            near = np.abs(k) <= reach
+            period = _best_period(lo[near], hi[near], k[near], period)
+            if np.all(near):
+                break
+        k = np.rint(hi / period)
+        room, middle = _room(lo, hi, k, period)
+    if room < -MOST_JITTER * period:
+        return None
+    return Grid(float(origin) + middle, float(period), max(room, shortest_call_ns, -room) / 2)
+
+
+def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:
+    """How much room the brackets leave for the phase, and its middle. Where they leave none, one in twenty may miss on
+    either side: a call now and then returns what it found long before it ended."""
+    low, high = lo - k * period, hi - k * period
+    lowest, highest = float(low.max()), float(high.min())
+    slack = len(low) // 20
+    if highest < lowest and slack:
+        low.partition(-1 - slack)
+        high.partition(slack)
+        lowest, highest = float(low[-1 - slack]), float(high[slack])
+    return highest - lowest, (highest + lowest) / 2
+
+
+def _best_period(lo: Any, hi: Any, k: Any, period: float) -> float:
+    """The period with the most room, within what cannot change any k. The room is a concave function of the period."""
+    reach = max(float(abs(k).max()), 1.0)
+    a, b = period * (1 - 0.25 / reach), period * (1 + 0.25 / reach)
+    for _ in range(24):
+        third = (b - a) / 3
+        if _room(lo, hi, k, a + third)[0] < _room(lo, hi, k, b - third)[0]:
+            a += third
+        else:
+            b -= third
+    return (a + b) / 2
+
+
+def knots(series: Series, refresh_s: float | None, period_s: float | None = None) -> tuple[list[Knot], Grid | None]:
+    """The instants at which the counter is known to have been updated, and the grid they were found on, if there is one.
+
+    With a known refresh period (`refresh_s`) every reading is a knot, at most that period old; but a value that has not
+    changed for less than that period is no news. Otherwise `period_s` is a first guess of the period.
+    """
+    if refresh_s is not None:
+        return _aged(series, refresh_s * 1e9), None
+    found = brackets(series)
+    if not found:
+        return [], None
+    if period_s and series.t_ns[-1] - series.t_ns[0] > 1.25e9 * period_s * len(series.t_ns):
+        return _aged(series, period_s * 1e9), None  # read more rarely than it is updated
+    shortest = min(series.took_ns, default=0)
+    grid = fit_grid(found, period_s * 1e9 if period_s else None, period_s is not None, shortest)
+    if grid is None:
+        loose = [Knot((b.lo_ns + b.hi_ns) / 2, (b.hi_ns - b.lo_ns) / 2, series.value[b.i]) for b in found]
+        period = period_ns(found)
+        if period and loose[0].t_ns - period < series.t_ns[0]:  # where the first reading's value must have come from
+            loose.insert(0, Knot(loose[0].t_ns - period, loose[0].half_ns, series.value[0]))
+        return loose, None
+    if grid.half_ns > grid.period_ns / 4:  # the phase is not known: only the age of a value is
+        return _aged(series, grid.period_ns), None
+    return _on_grid(series, grid), grid
+
+
+def _aged(series: Series, refresh_ns: float) -> list[Knot]:
+    t, v = series.t_ns, series.value
+    known: list[Knot] = []
+    told = 0  # the reading of the latest knot
+    for i in range(len(t)):
+        changed = i > 0 and v[i] != v[i - 1]
+        if i == 0 or changed or t[i] - t[told] >= refresh_ns:
+            half_ns = min(refresh_ns, t[i] - t[i - 1]) / 2 if changed else refresh_ns / 2
+            known.append(Knot(t[i] - half_ns, half_ns, v[i]))
+            told = i
+    return known
+
+
+def _on_grid(series: Series, grid: Grid) -> list[Knot]:
+    """A value comes from the last update before its call, or from one that the call met: then the one that makes it new."""
+    t, v, took = series.t_ns, series.value, series.took_ns
+    known: list[Knot] = []
+    last: int | None = None  # the update that the value now showing came from
+    for i in range(len(t)):
+        if i > 0 and v[i] == v[i - 1]:
+            continue
+        doubt_ns = 0.0 if last is None else grid.half_ns
+        before = grid.last_before(t[i] - (took[i] if took else 0) - doubt_ns)
+        after = grid.last_before(t[i] + doubt_ns)
+        if last is not None and after <= last < grid.last_before(t[i] + MOST_JITTER * grid.period_ns):
+            after = last + 1  # it came a little before its time
+        if last is not None and before <= last:
+            before = last + 1
+        if before > after or (last is None and before < after):
+            continue
+        half_ns = grid.half_ns + (after - before) * grid.period_ns / 2
+        known.append(Knot((grid.at(before) + grid.at(after)) / 2, half_ns, v[i]))
+        last = after
+    return known

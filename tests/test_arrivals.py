@@ -1,0 +1,221 @@
+"""Arrival plans: their instants are those asked for, and requests are handed over at them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeClock, run_at_once
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import lem_kit as lem
+from lem_kit import prompts, traffic
+from lem_kit.errors import LemError
+from lem_kit.measurement import Completion, Request, TokenEvent
+
+Schedules = Callable[[float, int], Any]
+RATES = st.floats(0.01, 1000)
+SEEDED: dict[str, Schedules] = {
+    "poisson": lambda rate, seed: traffic.poisson(rate, seed),
+    "normalised": lambda rate, seed: traffic.poisson(rate, seed, normalize=True),
+    "gamma": lambda rate, seed: traffic.gamma(rate, 0.3, seed),
+    "ramp": lambda rate, seed: traffic.ramp(rate, 3 * rate, 20 / rate, seed=seed),
+    "exponential ramp": lambda rate, seed: traffic.ramp(3 * rate, rate, 20 / rate, "exponential", seed),
+}
+
+
+@pytest.mark.parametrize("kind", SEEDED)
+@given(rate=RATES, seed=st.integers(0, 2**31), count=st.integers(1, 60))
+def test_a_schedule_is_sorted_and_the_same_for_the_same_seed(kind: str, rate: float, seed: int, count: int) -> None:
+    plan = SEEDED[kind](rate, seed)
+    offsets = plan.schedule(count)
+    assert len(offsets) == count and offsets[0] >= 0 and list(offsets) == sorted(offsets)
+    assert offsets == SEEDED[kind](rate, seed).schedule(count)
+    assert plan.describe() == SEEDED[kind](rate, seed).describe()
+    if count > 10 and rate < 100:
+        assert offsets != SEEDED[kind](rate, seed + 1).schedule(count)
+
+
+@given(rate=RATES, count=st.integers(1, 100))
+def test_constant_means_equal_gaps(rate: float, count: int) -> None:
+    assert traffic.constant(rate).schedule(count) == pytest.approx([k / rate for k in range(count)], abs=1e-9)
+
+
+@given(rate=RATES, seed=st.integers(0, 1000), burstiness=st.floats(0.1, 10), count=st.integers(1, 60))
+def test_a_normalised_schedule_ends_where_it_was_expected_to(rate: float, seed: int, burstiness: float, count: int) -> None:
+    for plan in (traffic.poisson(rate, seed, normalize=True), traffic.gamma(rate, burstiness, seed, normalize=True)):
+        assert plan.schedule(count)[-1] == pytest.approx(count / rate, abs=1e-9)
+
+
+@pytest.mark.parametrize("burstiness", [None, 0.25, 1.0, 4.0])
+def test_gaps_have_the_distribution_asked_for(burstiness: float | None) -> None:
+    plan = traffic.poisson(8.0, seed=3) if burstiness is None else traffic.gamma(8.0, burstiness, seed=3)
+    gaps = np.diff([0.0, *plan.schedule(5000)])
+    wanted = stats.expon(scale=1 / 8) if burstiness is None else stats.gamma(burstiness, scale=1 / (8 * burstiness))
+    assert stats.kstest(gaps, wanted.cdf).pvalue > 0.05
+    assert stats.kstest(gaps, stats.expon(scale=1 / 7).cdf).pvalue < 1e-6, "and the test can tell another rate"
+    assert gaps.mean() == pytest.approx(1 / 8, rel=4 * wanted.std() * 8 / math.sqrt(5000))
+
+
+@pytest.mark.parametrize("shape", ["linear", "exponential"])
+def test_a_ramp_is_a_poisson_process_of_its_rate(shape: Any) -> None:
+    """Its arrivals, put through the rate's own integral, are a Poisson process of rate 1."""
+    a, b, over = 2.0, 30.0, 200.0
+    offsets = np.array(traffic.ramp(a, b, over, shape, seed=5).schedule(6000))
+    growth = math.log(b / a) / over
+    inside = np.minimum(offsets, over)
+    expected = a * inside + (b - a) * inside**2 / (2 * over) if shape == "linear" else a * np.expm1(growth * inside) / growth
+    expected += b * (offsets - inside)
+    assert (offsets > over).sum() > 1000 and (offsets < over).sum() > 1000
+    assert stats.kstest(np.diff([0.0, *expected]), stats.expon.cdf).pvalue > 0.05
+
+
+def test_an_even_ramp_is_exact() -> None:
+    # Linear from 1/s to 3/s over 4 s: N(t) = t + t^2 / 4, so N(2) = 3 and N(4) = 8; after that 3 requests each second.
+    offsets = traffic.ramp(1, 3, 4, seed=None).schedule(12)
+    assert (offsets[0], offsets[3], offsets[8], offsets[11]) == pytest.approx((0.0, 2.0, 4.0, 5.0))
+    # Exponential from 1/s to 4/s over 2 ln 4 s: the growth is 1/2, so N(t) = 2 (e^(t/2) - 1); N(2 ln 2) = 2.
+    offsets = traffic.ramp(1, 4, 2 * math.log(4), "exponential", seed=None).schedule(11)
+    assert (offsets[2], offsets[6], offsets[10]) == pytest.approx(
+        (2 * math.log(2), 2 * math.log(4), 2 * math.log(4) + 1), abs=1e-6
+    )
+    for shape in ("linear", "exponential"):
+        assert traffic.ramp(2, 2, 3, shape, None).schedule(9) == traffic.constant(2).schedule(9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "4", True, None])
+def test_rates_that_mean_nothing_are_refused(bad: Any) -> None:
+    for make in (
+        lambda: traffic.constant(bad), lambda: traffic.poisson(bad), lambda: traffic.gamma(bad, 1),
+        lambda: traffic.gamma(1, bad), lambda: traffic.ramp(bad, 1, 1), lambda: traffic.ramp(1, bad, 1),
+        lambda: traffic.ramp(1, 1, bad), lambda: traffic.trace("x.csv", time_scale=bad),
+    ):  # fmt: skip
+        with pytest.raises(LemError, match="takes a finite number above 0: got"):
+            make()
+
+
+def test_other_arguments_that_mean_nothing_are_refused() -> None:
+    for bad in (0, -1, 1.5, True, "2"):
+        for make in (traffic.batches, traffic.concurrency, traffic.burst):
+            with pytest.raises(LemError, match=r"takes a whole number of at least 1: got"):
+                make(bad)  # type: ignore[operator]
+    for seed in (None, 1.5, True):
+        with pytest.raises(LemError, match="seed= takes a whole number"):
+            traffic.poisson(1, seed)  # type: ignore[arg-type]
+    with pytest.raises(LemError, match="did you mean 'linear'"):
+        traffic.ramp(1, 2, 3, "lineal")  # type: ignore[arg-type]
+    with pytest.raises(LemError, match="leave normalize out"):
+        traffic.gamma(1, 1e-9, normalize=True).schedule(2)
+
+
+def test_a_trace_keeps_its_gaps_from_its_first_request(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(f'{{"timestamp": {ms}, "input_length": 5, "output_length": 2}}\n' for ms in (500, 700, 1500)))
+    plan = traffic.trace(path, time_scale=0.5)
+    assert plan.schedule(3) == (0.0, 0.1, 0.5) and plan.schedule(2) == (0.0, 0.1)
+    assert plan.describe() == {"arrivals": "trace", "trace": "t.jsonl", "format": "mooncake", "time_scale": 0.5}
+    assert traffic.trace(path, "bailian").schedule(3) == (0.0, 200.0, 1000.0)
+    with pytest.raises(LemError, match="holds 3 arrivals, and there are 4 requests"):
+        traffic.check(lem.load_backend("fake", "fake"), prompts.texts(["a"] * 4), plan)
+
+
+class Slow:
+    """Works on each request for `seconds` of the clock; remembers how many it had at once."""
+
+    name, concurrent = "slow", True
+
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+        self.at_work = self.most = 0
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        await asyncio.sleep(self._seconds)
+        yield TokenEvent(0, 1, self._clock())
+        self.at_work -= 1
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def sent(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Send `count` requests of `seconds` each: the engine, the completions, and their (sched, dispatch, done) in seconds."""
+    monkeypatch.setattr(traffic.time, "monotonic_ns", clock)
+    start_ns = clock()
+
+    def run(plan: traffic.Arrivals, count: int, seconds: float) -> tuple[Slow, list[Completion], list[list[float]]]:
+        engine = Slow(clock, seconds)
+        done = run_at_once(traffic.send(engine, prompts.texts(["a"] * count), plan), clock)
+        stamps = [[(t - start_ns) / 1e9 for t in (c.sched_ns, c.dispatch_ns, c.done_ns)] for c in done]
+        return engine, done, stamps
+
+    return run
+
+
+def test_an_open_loop_does_not_wait_for_the_engine(sent: Any) -> None:
+    engine, done, stamps = sent(traffic.constant(10), 5, 1.0)
+    assert stamps == [pytest.approx([k / 10, k / 10, k / 10 + 1], abs=1e-8) for k in range(5)]
+    assert engine.most == 5 and all(c.sched_ns <= c.dispatch_ns for c in done)
+
+
+def test_poisson_requests_go_at_the_instants_of_the_record(sent: Any) -> None:
+    plan = traffic.poisson(5, seed=1)
+    _, _, stamps = sent(plan, 8, 0.3)
+    assert [s[0] for s in stamps] == pytest.approx(traffic.plan(plan, 8)["schedule_s"], abs=1e-9)
+    assert [s[1] for s in stamps] == pytest.approx([s[0] for s in stamps], abs=1e-8)
+
+
+def test_a_cap_delays_requests_in_order_and_their_schedule_stays(sent: Any) -> None:
+    engine, _, stamps = sent(traffic.constant(10, concurrency=2), 6, 1.0)
+    assert engine.most == 2
+    assert [s[0] for s in stamps] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-8)
+    assert [s[1] for s in stamps] == pytest.approx([0, 0.1, 1, 1.1, 2, 2.1], abs=1e-8)
+    engine, _, stamps = sent(traffic.burst(concurrency=3), 4, 1.0)
+    assert engine.most == 3
+
+
+def test_a_burst_is_handed_over_at_one_instant(sent: Any) -> None:
+    engine, _, stamps = sent(traffic.burst(), 20, 1.0)
+    assert stamps == [[0, 0, 1]] * 20 and engine.most == 20
+
+
+def test_a_closed_loop_keeps_its_concurrency(sent: Any) -> None:
+    engine, _, stamps = sent(traffic.concurrency(3), 7, 1.0)
+    assert engine.most == 3
+    assert [s[1] for s in stamps] == pytest.approx([0, 0, 0, 1, 1, 1, 2], abs=1e-8)
+    assert [s[0] for s in stamps] == [s[1] for s in stamps], "the plan wants a request when a place is free"
+    engine, _, _ = sent(traffic.concurrency(9), 2, 1.0)
+    assert engine.most == 2
+
+
+@pytest.mark.parametrize("plan", [traffic.constant(1000), traffic.concurrency(2), traffic.constant(1000, concurrency=1)])
+def test_bad_input_ends_an_open_loop_too(plan: traffic.Arrivals, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic.time, "monotonic_ns", clock)
+
+    class Picky(Slow):
+        async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+            if requests[0].prompt == "bad":
+                raise LemError("nonsense")
+            async for event in super().generate(requests):
+                yield event
+
+    async def scenario() -> set[str]:
+        with pytest.raises(LemError, match="nonsense"):
+            await traffic.send(Picky(clock, 0.01), prompts.texts(["a", "bad", *["c"] * 50]), plan)
+        return {task.get_name() for task in asyncio.all_tasks()} - {asyncio.current_task().get_name()}  # type: ignore[union-attr]
+
+    start_ns = clock()
+    assert run_at_once(scenario(), clock) == set(), "nothing works on unseen"
+    assert (clock() - start_ns) / 1e9 < 0.03, "and nothing waited for the rest of the schedule"
