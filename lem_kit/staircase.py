@@ -101,9 +101,22 @@ def fit_grid(
                 break
         k = np.rint(hi / period)
         room, middle = _room(lo, hi, k, period)
-    if room < -MOST_JITTER * period:
+    if room < -MOST_JITTER * period or not (known or _one_each(lo, hi, middle, period)):
         return None
     return Grid(float(origin) + middle, float(period), max(room, shortest_call_ns, -room) / 2)
+
+
+def _one_each(lo: Any, hi: Any, phase: float, period: float) -> bool:
+    """Whether every bracket can hold an update of its own: a period that only fits how often the counter was read cannot."""
+    import numpy as np
+
+    earliest, latest = (lo - phase) / period - MOST_JITTER, (hi - phase) / period + MOST_JITTER
+    last = -np.inf
+    for first, end in zip(np.ceil(earliest), np.floor(latest)):
+        last = max(first, last + 1)
+        if last > end:
+            return False
+    return True
 
 
 def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:

@@ -35,17 +35,16 @@ def of_model(model: Any, name: str, revision: str | None) -> dict[str, Any]:
 
 def requested(keywords: dict[str, Any]) -> dict[str, Any]:
     """The keywords as JSON: no secret, and no dump of a model that was given loaded."""
-    told = {
-        key: getattr(value, "name_or_path", value) if key == "assistant_model" else value for key, value in keywords.items()
-    }
-    return {key: "(not kept)" if key == "token" else jsonable(value) for key, value in told.items()}
+    told = {}
+    for key, value in keywords.items():
+        if key == "assistant_model":
+            value = getattr(value, "name_or_path", value)
+        told[key] = "(not kept)" if key == "token" else jsonable(value.to_dict() if hasattr(value, "to_dict") else value)
+    return told
 
 
 def effective(model: Any, placed_by: str) -> dict[str, Any]:
     """The configuration in force."""
-    weights: dict[str, int] = {}
-    for parameter in model.parameters():
-        weights[str(parameter.device)] = weights.get(str(parameter.device), 0) + parameter.nbytes
     return {
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -53,10 +52,31 @@ def effective(model: Any, placed_by: str) -> dict[str, Any]:
         "device_map": jsonable(getattr(model, "hf_device_map", None)),
         "placement": placed_by,
         # max_memory is not kept by the engine; what it leads to is: bytes of weights on each device.
-        "weight_bytes": weights,
+        "weight_bytes": _weight_bytes(model),
         # In force unless a request's options say otherwise.
         "generation": {**jsonable(model.generation_config.to_diff_dict()), "do_sample": model.generation_config.do_sample},
     }
+
+
+def _weight_bytes(model: Any) -> dict[str, int]:
+    """By device, as stored: weights that are packed in tensors of a kind of their own, or kept in buffers, are quantised."""
+    stored = {id(tensor): tensor for tensor in model.parameters()}
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                stored[id(tensor)] = tensor
+    found: dict[str, int] = {}
+    for tensor in stored.values():
+        device = str(tensor.device)
+        found[device] = found.get(device, 0) + _stored_bytes(tensor)
+    return found
+
+
+def _stored_bytes(tensor: Any) -> int:
+    """A packed tensor says the size of what it stands for; its parts say what it takes."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return int(tensor.nbytes)
+    return sum(_stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
 
 
 def _context(text: Any) -> int | None:

@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from .. import models
-from ..errors import LemError, nearest
+from ..errors import LemError, Unavailable, nearest
 from ..measurement import Request, TokenEvent, jsonable
 from . import _hub, _readback
 from ._continuous import Asked, Continuous
@@ -364,6 +364,8 @@ def _pretrained(name: str, path: str, keywords: dict[str, Any]) -> Any:
             raise LemError(
                 f"transformers does not know the engine argument '{found[1]}': {nearest(found[1], known)}"
             ) from error
+        except ImportError as error:  # an attention or a quantisation whose package is not installed
+            raise Unavailable(f"transformers cannot load '{name}' as asked: {str(error).strip()}") from error
     return (loaded[0] if isinstance(loaded, tuple) else loaded).eval()  # a tuple with output_loading_info=True
 
 
