@@ -2,8 +2,8 @@
 
 The one idea: short runs of the same work in turn, in an order drawn anew each round, so that whatever drifts meets all of
 them alike; figures are ratios of tokens/s within a round, with Student's interval of their mean logarithm. Sampler on and
-off alternate in blocks of two rounds; the sampler's first second, in which it looks for the counter's period and calls more
-often, is waited for and not counted.
+off alternate in blocks of a few rounds; the sampler's first second, in which it looks for the counter's period and calls
+more often, is waited for and not counted, and without it the GPU rests as long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from . import figures
 from .check import Check, until_settled
 from .inference import load
 
-ROUNDS_PER_BLOCK = 2
+ROUNDS_PER_BLOCK = 3
+REST_S = 1.0
 
 
 def measure(check: Check) -> None:
@@ -74,12 +75,11 @@ def bare(torch: Any, model: Any, requests: Sequence[Any]) -> Callable[..., None]
 @contextlib.contextmanager
 def sampler(on: bool) -> Iterator[None]:
     """A session that has found its counters' periods, or none."""
-    if not on:
-        time.sleep(0.05)
-        yield
-        return
-    with lem.Session(sources=["nvml"]) as session:
-        until_settled(session)
+    rested = time.monotonic() + REST_S
+    with lem.Session(sources=["nvml"]) if on else contextlib.nullcontext() as session:
+        if session is not None:
+            until_settled(session)
+        time.sleep(max(rested - time.monotonic(), 0))
         yield
 
 
@@ -89,9 +89,9 @@ def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch:
         run()
         run()
     took: dict[tuple[str, bool], list[float]] = {(arm, on): [] for arm in work for on in (False, True)}
-    blocks = int(check.seconds(10 if batch == 1 else 5, 2))
+    blocks = int(check.seconds(7 if batch == 1 else 4, 2))
     for block in range(blocks):
-        if check.left_s() < 3:
+        if check.left_s() < check.seconds(8, 4):
             check.left_out(f"{model}, batch {batch}: blocks {block + 1} to {blocks} of pairs", "no time is left")
             break
         for on in draw.sample((False, True), 2):
