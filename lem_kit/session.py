@@ -253,7 +253,8 @@ class Session:
                 window.reasons.append("requests_failed")
             if len(completions) < FEW_REQUESTS:
                 window.reasons.append("few_requests")
-            if metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
+            open_loop = arrivals.schedule(len(requests)) is not None
+            if open_loop and metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
                 window.reasons.append("dispatch_late")
             if len(errors) == len(completions):
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
