@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .staircase import Grid, Knot, knots
 from .trace import Series, Trace
@@ -199,18 +199,18 @@ class Course:
         points: list[tuple[float, float]] = []
         for a, b in itertools.pairwise(found):
             points.append((a.t_ns, a.joules))
-            for t_ns in t[bisect_right(t, a.t_ns) : bisect_left(t, b.t_ns)]:
-                shaped = self._sampled(a, b, t_ns, 0.0)
-                if shaped is None:
-                    break
-                points.append((t_ns, shaped.joules))
+            inside = t[bisect_right(t, a.t_ns) : bisect_left(t, b.t_ns)]
+            if inside and self._sampled(a, b, inside[0], 0.0) is not None:
+                start, end = self._samples.sum_to(a.t_ns), self._samples.sum_to(b.t_ns)
+                scale = (b.joules - a.joules) / (end - start)
+                points += ((t_ns, a.joules + scale * (self._samples.sum_to(t_ns) - start)) for t_ns in inside)
         return [*points, *((knot.t_ns, knot.joules) for knot in found[-1:])]
 
     def shift_ns(self) -> float:
         """How far all points may lie beside their true instants, alike."""
         found, grid = self._sides[0]
         knots_ns = grid.half_ns if grid else median(knot.half_ns for knot in found) if found else 0.0
-        return knots_ns + (LAG_NS if len(self._samples.t_ns) else 0)
+        return knots_ns + (LAG_NS if len(self.points()) > len(found) else 0)
 
     def _beyond(self, knot: Knot, power: float, powers: Sequence[float], t_ns: int) -> Edge | None:
         distance_ns = t_ns - knot.t_ns
@@ -358,69 +358,3 @@ def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:
             points.append((int((a.t_ns + b.t_ns) / 2), _power(a, b) * 1e9))
             a = b
     return points
-
-
-class Polyline(NamedTuple):
-    """Energy at every instant: straight between points at `t_ns` (from `origin_ns`) and `joules` (from an origin of its own),
-    both arrays that rise. All points may lie up to `shift_ns` beside their instants, alike."""
-
-    origin_ns: int
-    t_ns: Any
-    joules: Any
-    shift_ns: float
-
-    def at(self, instants_ns: Any) -> Any:
-        """Joules at each instant; those of adjacent windows add up to those of both."""
-        import numpy as np
-
-        return np.interp(np.asarray(instants_ns) - self.origin_ns, self.t_ns, self.joules)
-
-
-def polyline(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Polyline | None:
-    """The energy of a domain from `t0_ns` to `t1_ns` and a little beyond, to be looked up at many instants; None where
-    `energy_between` knows none.
-
-    The same knots, samples and edges, from one `Course` after another where the window is long: there the two ends differ from
-    those of `energy_between`, which has knots of its own for each, by what its interval holds.
-    """
-    import numpy as np
-
-    points: list[tuple[float, float]] = []
-    shift_ns = 0.0
-    if trace.domains[key].gauge is not None:
-        points = _integral_points(trace, key, t0_ns, t1_ns)
-    else:
-        near = 10 * NEARBY_NS // 3
-        series = trace.counters.get(key, Series()).between(t0_ns - near, t1_ns + near)
-        t = series.t_ns
-        rising = _rising(series, max(bisect_right(t, t0_ns) - 1, 0), bisect_left(t, t1_ns)) if t else None
-        for start in range(t0_ns, t1_ns, 4 * NEARBY_NS) if rising else ():
-            end = min(start + 4 * NEARBY_NS, t1_ns)
-            course = Course(trace, key, rising or series, start, end)
-            found = course.points()
-            ends = [(t_ns, course.edge(t_ns)) for t_ns in (t0_ns, t1_ns) if start <= t_ns <= end]
-            if not found or any(edge is None for _, edge in ends):
-                return None
-            beyond = [(t_ns, e.joules) for t_ns, e in ends if e and not found[0][0] <= t_ns <= found[-1][0]]
-            points += (p for p in found if (start <= p[0] or start == t0_ns) and (p[0] < end or end == t1_ns))
-            points += beyond
-            shift_ns = max(shift_ns, course.shift_ns())
-    if len(points) < 2:
-        return None
-    instants, joules = np.array(sorted(points)).T
-    later = np.concatenate([[True], np.diff(instants) > 0])
-    return Polyline(t0_ns, instants[later] - t0_ns, np.maximum.accumulate(joules[later]), shift_ns)
-
-
-def _integral_points(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> list[tuple[float, float]]:
-    domain = trace.domains[key]
-    near = trace.gauges.get(domain.gauge or "", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
-    t, p = near.t_ns, near.value
-    if len(t) < 2 or t[0] > t0_ns:
-        return []
-    if domain.means:
-        samples = Samples(near)
-        return [(t_ns, samples.sum_to(t_ns)) for t_ns in {*t, t1_ns}]
-    line = sorted({t_ns: _line(t, p, t_ns) for t_ns in (*t, t0_ns, t1_ns)}.items())
-    steps = ((pa + pb) / 2 * (tb - ta) * 1e-9 for (ta, pa), (tb, pb) in itertools.pairwise(line))
-    return [(t_ns, joules) for (t_ns, _), joules in zip(line, itertools.accumulate(steps, initial=0.0))]
