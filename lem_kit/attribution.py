@@ -1,7 +1,7 @@
 """Whose energy it was: a window's energy shared among the requests that were at work in it.
 
-The one idea: at each instant the power is shared among the requests then at work, by the tokens that each has in the step; so
-the shares of all requests and what fell in nobody's time are the window's energy, to the last digit.
+The one idea: at each instant the power is shared among the requests then at work, by the tokens that each has in the step.
+So the shares of all requests and what fell in nobody's time are the window's energy, to the last digit.
 
     prefill  dispatch to first event: the prompt's tokens, less cached ones, spread evenly over that time
     decode   from one event to the next: the later one's tokens, spread evenly over the gap
@@ -54,8 +54,8 @@ def per_request(m: Measurement) -> Shares | None:
         E_i = sum over time of dE * w_i(t)      w_i = tokens/s of request i / tokens/s of all at work
         u_i = hypot(w_p * doubt(dispatch), (w_p - w_d) * doubt(first event), w_d * doubt(last event), E_i * u / E)
 
-    w_p and w_d are its mean shares in prefill and in decode, u / E is the window's own interval, `doubt` is the energy's at an
-    instant (`shaping.Shaped.doubt_j`). Each repeat is shared by itself; what rounding leaves goes to the largest part.
+    w_p and w_d are its mean shares in prefill and in decode, u / E is the window's own interval, `doubt` the energy's at an
+    instant (`shaping.Shaped.doubt_j`). Each repeat is shared by itself; what rounding leaves goes to one of the parts.
     """
     import numpy as np
 
@@ -84,9 +84,13 @@ def per_request(m: Measurement) -> Shares | None:
 
 
 def _summing_to(total: float, parts: list[float]) -> list[float]:
-    largest = max(range(len(parts)), key=parts.__getitem__)
-    for _ in range(4):
-        parts[largest] += total - math.fsum(parts)
+    """The parts, one of them replaced by what the others leave of the total: the largest for which the sum is then exact. It
+    is not where that remainder lies half-way between two numbers."""
+    for i in sorted(range(len(parts)), key=parts.__getitem__, reverse=True):
+        rest = math.fsum([total, parts[i], *(-part for part in parts)])
+        fitted = [*parts[:i], rest, *parts[i + 1 :]]
+        if rest >= 0 and math.fsum(fitted) == total:
+            return fitted
     return parts
 
 

@@ -37,8 +37,8 @@ class Phase(NamedTuple):
 
 
 class Split(NamedTuple):
-    """`mixed_j` is the energy of instants at which both phases were at work; each phase holds its share of it. `rest_j` is the
-    energy while no request was at work. The two phases, resolved or not, and the rest are the total."""
+    """`mixed_j` is the energy of instants at which both phases were at work; each phase holds its share of it. `rest_j` is
+    that while no request was at work. The two phases, resolved or not, and the rest are the total."""
 
     prefill: Phase
     decode: Phase
@@ -57,7 +57,7 @@ class Load(NamedTuple):
 
 
 def split(m: Measurement) -> Split | None:
-    """Energy of prefill and of decode over the repeats. None without requests, or where the total or its course is not known.
+    """Energy of prefill and of decode over the repeats. None without requests, or where the total or its course is unknown.
 
         E   = energy of the phase alone + q * E_mixed      q: its share of the tokens/s at work
         u   = hypot(t * se, uneven, timing, spread, total) + max(q, 1 - q) * E_mixed      with a model's own error besides
@@ -66,8 +66,8 @@ def split(m: Measurement) -> Split | None:
         timing = shift * |sum over the phase's stretches of (power before - power after)|
         spread = that between repeats, as in `metrics.energy_j`;  total = the windows' own intervals * E / their energy
 
-    Noise is of each piece by itself: with n batches it grows as sqrt(n), the energy as n. A phase whose u, model's error left
-    out, exceeds half of E is not given: "phases_mixed" where the mixed part is to blame, else "phase_too_short".
+    Noise is of each piece by itself: with n batches it grows as sqrt(n), the energy as n. A phase whose u, less the model's
+    error, exceeds half of E is not given: "phases_mixed" where the mixed part is to blame, else "phase_too_short".
     """
     total = metrics.energy_j(m)
     if total is None or not m.completions:
@@ -88,9 +88,8 @@ def split(m: Measurement) -> Split | None:
         halves.append(student_t(n - 1) * stdev(each) * math.sqrt(n) if n > 1 else 0.0)
         halves.append(sum(each) * _own_share(m, total))
         bound = max(sum(shared), mixed_j - sum(shared))
-        phases.append(
-            _phase(m, total, sum(each), math.hypot(*halves), bound, _method(courses, state, mixed_j / total.value))
-        )
+        method = _method(courses, state, mixed_j / total.value)
+        phases.append(_phase(m, total, sum(each), math.hypot(*halves), bound, method))
     return Split(phases[0], phases[1], mixed_j, sum(part[shaping.NOTHING] for part, _ in known))
 
 
@@ -116,8 +115,6 @@ def _of_states(
 
 def _half_widths(course: shaping.Shaped, found: shaping.States, state: int) -> tuple[float, float, float]:
     """What noise, unevenness and timing leave open of a state's energy in one domain, J (`split`)."""
-    import numpy as np
-
     divided = course.several & (course.seconds[:, state] > 0)
     seconds = course.seconds[divided, state]
     f = seconds / course.seconds[divided].sum(axis=1)
@@ -159,9 +156,9 @@ def _method(courses: Sequence[shaping.Shaped], state: int, mixed: float) -> str:
 def loads(m: Measurement, share: float = 0.9) -> dict[str, Load] | None:
     """Energy and mean power of "idle", "ramp", "steady" and "drain", over all repeats. None without requests or a total.
 
-    Ramp, steady and drain are those of `steady.phases_of_run(completions, share)`; idle is the rest of the window, in pauses of
-    at least 0.2 s. A run without one has the power of the session's idle baseline there, if it has one, and no energy. The
-    half-widths are those of `energy_between`, in quadrature over spans and domains; a model's error is added whole.
+    Ramp, steady and drain are those of `steady.phases_of_run(completions, share)`; idle is the rest of the window, in pauses
+    of at least 0.2 s. A run without one has the power of the session's idle baseline there, if any, and no energy. The half-
+    widths are those of `energy_between`, in quadrature over spans and domains; a model's error is added whole.
     """
     total = metrics.energy_j(m)
     if total is None or not m.completions:

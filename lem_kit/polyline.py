@@ -20,8 +20,8 @@ Points = list[tuple[float, float]]
 
 
 class Polyline(NamedTuple):
-    """Energy at every instant: straight between points at `t_ns` (from `origin_ns`) and `joules` (from an origin of its own),
-    two arrays. All points may lie up to `shift_ns` beside their true instants, alike."""
+    """Energy at every instant: straight between points at `t_ns` (from `origin_ns`) and `joules` (from any origin), arrays.
+    All points may lie up to `shift_ns` beside their true instants, alike."""
 
     origin_ns: int
     t_ns: Any

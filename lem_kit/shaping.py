@@ -1,7 +1,7 @@
 """What a run was doing when, and the course of its energy inside the pieces that the meter resolves.
 
 The one idea: a meter gives the energy of pieces of 20 to 100 ms, but the instants at which prefill and decode begin and end
-are known to the microsecond. The power of each state is fitted to all pieces; a piece that holds several states is divided in
+are known far better. The power of each state is fitted to all pieces; a piece that holds several states is divided in
 proportion to those powers. What the meter counted in a piece is kept.
 
     states   nothing (no request at work), prefill, decode, mixed (both, or a request that gave no event), before and after
@@ -9,9 +9,10 @@ proportion to those powers. What the meter counted in a piece is kept.
              least squares, with a weak prior: every power is the mean power, give or take the highest of any piece
     shaped   E_js = C_j * P_s * t_js / sum_s (P_s * t_js)
 
-Straight interpolation instead gives a short prefill the power of the decode beside it, every time alike, so that no number of
-repeats averages that out. What is left here, the noise of the pieces and of the fit, does average. Not covered: a power that
-changes within a state, beyond what it adds to the noise.
+Straight interpolation would give a short prefill the power of the decode beside it, every time alike, so that no number of
+repeats averages that out. What is left here, the noise of the pieces and of the fit, does average.
+
+Not covered: power that changes within a state, beyond what it adds to the noise.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Shaped(NamedTuple):
     """A course of energy with a point more wherever the state changes, and how well it is known.
 
     `pieces` are the instants between which the meter resolves energy, `seconds` how long each state (column) lasted in each
-    piece (row). `power_w` and `covariance` are those of the states, `noise_j` is what a piece misses of the fit, and `t` times
-    a standard error is a half-width.
+    piece (row). `power_w` and `covariance` are those of the states, `noise_j` is what a piece misses of the fit, `t` times a
+    standard error is a half-width.
     """
 
     line: Polyline
@@ -97,9 +98,9 @@ def edges(completions: Sequence[Completion]) -> tuple[Any, Any, Any]:
 def states(completions: Sequence[Completion], t0_ns: int, t1_ns: int) -> States:
     """The state at every instant, and how the tokens/s of the two phases compare in mixed ones.
 
-    Rates are means: the prompt's uncached tokens over dispatch to first event, those of later events over first to last. While
-    a prompt of unknown length is at work, requests are counted in their place. A request without an event, and one that failed
-    after its last, may be in either phase: mixed, half and half.
+    Rates are means: the prompt's uncached tokens over dispatch to first event, those of later events over first to last.
+    While a prompt of unknown length is at work, requests are counted in their place. A request without an event, and one
+    that failed after its last, may be in either phase: mixed, half and half.
     """
     import numpy as np
 
