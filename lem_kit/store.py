@@ -94,16 +94,16 @@ def runs(folder: str | Path) -> Iterator[Measurement]:
 
 
 def frame(folder: str | Path) -> pd.DataFrame:
-    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: `metrics.summary` and
-    `flops.summary`.
+    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: those of
+    `metrics.summary`, `phases.summary` and `flops.summary`.
 
     Incomplete runs are named in a warning, never read as results.
     """
     import pandas as pd
 
-    from . import flops, metrics
+    from . import flops, metrics, phases
 
-    return pd.DataFrame([{**metrics.summary(m), **flops.summary(m)} for m in runs(folder)])
+    return pd.DataFrame([{**metrics.summary(m), **phases.summary(m), **flops.summary(m)} for m in runs(folder)])
 
 
 def _folders(folder: Path) -> list[Path]:
