@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lem_kit.measurement import jsonable
+
 from . import figures
 
 
@@ -89,7 +91,7 @@ def against(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[dict[str, An
 
 
 def write(out: Path, results: Mapping[str, Any]) -> None:
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json.dumps(jsonable(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "results.md").write_text(markdown(results), encoding="utf-8")
 
 
