@@ -14,7 +14,6 @@ _CONFIG_FACTS = {
     "vocabulary": "vocab_size", "layers": "num_hidden_layers", "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
     "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_size": "head_dim",
-    "intermediate_size": "intermediate_size",
 }  # fmt: skip
 
 
