@@ -33,7 +33,12 @@ def request(
 
 
 def measured(
-    trace: Trace, completions: Sequence[Completion], t0_s: float, t1_s: float, repeats: Sequence[tuple[float, float]] = (), **more: Any
+    trace: Trace,
+    completions: Sequence[Completion],
+    t0_s: float,
+    t1_s: float,
+    repeats: Sequence[tuple[float, float]] = (),
+    **more: Any,
 ) -> Measurement:
     """With the energies that the trace gives."""
 
@@ -52,7 +57,14 @@ def measured(
     )  # fmt: skip
 
 
-def run_of(wave: Wave, completions: Sequence[Completion], t0_s: float, t1_s: float, repeats: Sequence[tuple[float, float]] = (), **board: Any) -> Measurement:
+def run_of(
+    wave: Wave,
+    completions: Sequence[Completion],
+    t0_s: float,
+    t1_s: float,
+    repeats: Sequence[tuple[float, float]] = (),
+    **board: Any,
+) -> Measurement:
     """On a simulated board, read as a session reads one; the counter alone makes the total."""
     clock = FakeClock()
     trace = recorded(Board(wave, clock, **board), clock, t1_s - 100 + 0.6)
@@ -70,7 +82,9 @@ def steady_counter(watts: dict[str, float], seconds: float) -> Trace:
     return Trace(counters, {}, {key: Domain("gpu", "counter", 0.0) for key in watts})
 
 
-def batches(draw: random.Random, n: int, ttft_s: float = 0.05, steps: int = 25, itl_s: float = 0.02, pause_s: float = 0.03) -> list[Completion]:
+def batches(
+    draw: random.Random, n: int, ttft_s: float = 0.05, steps: int = 25, itl_s: float = 0.02, pause_s: float = 0.03
+) -> list[Completion]:
     """`n` static batches of four, one after the other, all of the same length but for the prefill."""
     found: list[Completion] = []
     t = BEGIN_S + draw.random() * 0.1

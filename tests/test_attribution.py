@@ -35,9 +35,7 @@ def at(dispatch_s: float, *events: tuple[float, int], **more: object) -> Complet
 
 
 def test_power_is_shared_by_tokens() -> None:
-    found = shares(
-        at(1, (1.5, 1), (2.0, 2), (2.5, 2), prompt=10), at(1, (1.5, 1), (2.0, 1), (2.5, 1), (3.0, 1), prompt=40)
-    )
+    found = shares(at(1, (1.5, 1), (2.0, 2), (2.5, 2), prompt=10), at(1, (1.5, 1), (2.0, 1), (2.5, 1), (3.0, 1), prompt=40))
     # 50 J of prefill 1 : 4, then 100 J of decode 2 : 1, then 50 J for the second alone.
     assert found.joules == pytest.approx([10 + 200 / 3, 40 + 100 / 3 + 50])
     assert found.unattributed_j == pytest.approx(200)

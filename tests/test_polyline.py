@@ -52,7 +52,9 @@ def test_a_long_window_is_made_of_many_courses() -> None:
 def test_where_the_counter_does_not_tell_there_is_no_line() -> None:
     t = [k * SECOND // 10 for k in range(61)]
     back = [5.0 * (k if k < 30 else k - 30) for k in range(61)]
-    trace = Trace({KEY: Series(array("q", t), array("d", back))}, {}, {KEY: Domain("gpu", "counter"), "a:b": Domain("gpu", "counter")})
+    trace = Trace(
+        {KEY: Series(array("q", t), array("d", back))}, {}, {KEY: Domain("gpu", "counter"), "a:b": Domain("gpu", "counter")}
+    )
     assert polyline.between(trace, KEY, SECOND, 5 * SECOND) is None
     assert polyline.between(trace, "a:b", SECOND, 5 * SECOND) is None
     still = Trace({KEY: Series(array("q", t), array("d", [1.0] * 61))}, {}, {KEY: Domain("gpu", "counter")})
