@@ -1,8 +1,9 @@
 """Energy between two instants, with its uncertainty.
 
 The one idea: between two knots of a counter the energy is known but not its course. The course is taken from power samples
-where they are dense enough, scaled so that each cell keeps the counter's energy; else from the mean powers of the cells
-around it. What that leaves open at the two edges of a window, and the doubt about the instants of the knots, is the interval.
+where they are dense enough, scaled so that each cell keeps the counter's energy; else the power is taken to be steady there.
+What that leaves open at the two edges of a window, how far samples and counter differ from cell to cell, and the doubt about
+the instants of the knots, is the interval.
 
 Not covered: gain and offset errors of the sensor itself, which no software can see (about 5 %, up to 13 % on some GPU
 boards: Yang et al., "Accurate and Convenient Energy Measurements for GPUs", SC24).
@@ -25,6 +26,8 @@ from .trace import Series, Trace
 NEARBY_NS = 3_000_000_000
 # Power samples shape a cell when at least this many of them lie in it.
 DENSE = 3
+# Fewer cells than this tell nothing about how far counter and samples differ.
+LEAST_CELLS = 8
 # How far samples of power and updates of the counter may be apart in time.
 LAG_NS = 3_000_000
 # A counter that shows one value for so many periods is stuck.
@@ -57,7 +60,8 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         shape  = spread * f * (1 - f) * T                 f: how far t lies in the piece of length T that S cannot resolve
         timing = |P(t1) - P(t0)| * h                      when one grid gives all knots: a shift moves both edges alike
                = hypot(P(t0) * h0, P(t1) * h1)            otherwise; h: half-widths of the knots' instants
-        n      = sqrt(shape(t0)^2 + shape(t1)^2 + timing^2) + resolution
+        beyond = 1.96 rms(counter - samples) over cells   with samples, less what shape allows
+        n      = sqrt(shape(t0)^2 + shape(t1)^2 + 2 beyond^2 + timing^2) + resolution
         u      = sqrt(n^2 + (relative_error * E)^2)
 
     `spread` is the range of the powers around t: a load that switches between two powers a and b inside a piece makes
@@ -80,6 +84,9 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         return _unknown("counter_went_back")
     course = Course(trace, key, rising, t0_ns, t1_ns)
     edges = [course.edge(t_ns) for t_ns in (t0_ns, t1_ns)]
+    steps = domain.refresh_s is None or domain.refresh_s > 0.0  # else it has no period that it could miss
+    if steps and course.period_ns and _stuck(series.part(first, last + 1), STUCK_PERIODS * course.period_ns, t0_ns, t1_ns):
+        return _unknown("counter_stuck")
     if edges[0] is None or edges[1] is None:
         return _unknown("not_advancing")
     joules = edges[1].joules - edges[0].joules
@@ -97,8 +104,6 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     gap_ns = max(10 * trace.interval_s * 1e9, 2.5 * course.period_ns)
     if any(b - a > gap_ns for a, b in itertools.pairwise(stamps)):
         reasons.append("sampling_gap")
-    if _stuck(series.part(first, last + 1), STUCK_PERIODS * course.period_ns, t0_ns, t1_ns):
-        return _unknown("counter_stuck")
     noise = math.hypot(edges[0].shape_j, edges[1].shape_j, course.timing_j(edges[0], edges[1], joules)) + domain.resolution_j
     if noise > joules:
         reasons.append("unresolved")
@@ -160,12 +165,41 @@ class Course:
             self._sides.append(knots(series.between(start, end), domain.refresh_s, trace.period_s.get(key)))
         gaps = [b.t_ns - a.t_ns for found, _ in self._sides for a, b in itertools.pairwise(found)]
         grid = self._sides[0][1]
+        # How wrong the period may be: as the sampler knows it, or as the readings nearby confine it.
+        known = grid is not None and grid.period_ns == trace.period_s.get(key, 0.0) * 1e9
+        self._stretch = trace.period_half_s.get(key, 0.0) / trace.period_s[key] if known else 0.0
+        if grid is not None and not known:
+            self._stretch = grid.half_ns / NEARBY_NS
         self.period_ns = grid.period_ns if grid else median(gaps) if gaps else 0.0
         self._aged = domain.refresh_s is not None
         if domain.refresh_s is not None:
             self.period_ns = max(self.period_ns, domain.refresh_s * 1e9)
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
         self._samples = Samples(gauge)
+        self.unexplained_j = self._disagreement_j()
+
+    def _disagreement_j(self) -> float:
+        """How far samples and counter differ from cell to cell beyond what the shapes of the pieces allow: updates that come
+        out of time, and a course too quick for the samples. Root of the mean square; 0 where there are too few cells."""
+        samples, rows = self._samples, []
+        for found, _ in self._sides:
+            for a, b in itertools.pairwise(found):
+                if self._dense(a, b):
+                    whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
+                    shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
+                    rows.append((b.joules - a.joules, whole, shapes[0] ** 2 + shapes[1] ** 2))
+        total = sum(whole for _, whole, _ in rows)
+        if len(rows) < LEAST_CELLS or total <= 0.0:
+            return 0.0
+        scale = sum(joules for joules, _, _ in rows) / total
+        beyond = [(joules - scale * whole) ** 2 - scale**2 * shape for joules, whole, shape in rows]
+        return math.sqrt(max(sum(beyond) / len(beyond), 0.0))
+
+    def _dense(self, a: Knot, b: Knot) -> bool:
+        """Whether power was sampled often enough between two knots to tell its course there."""
+        t = self._samples.t_ns
+        first, end = bisect_right(t, a.t_ns), bisect_left(t, b.t_ns)
+        return end - first >= DENSE and first > 0 and end < len(t) and t[first] - t[first - 1] <= (b.t_ns - a.t_ns) / 2
 
     def timing_j(self, first: Edge, last: Edge, joules: float) -> float:
         """What the doubt about the knots' instants makes of the window's energy."""
@@ -173,7 +207,7 @@ class Course:
             half_ns = max(first.timing_ns, last.timing_ns)
             (low0, high0), (low1, high1) = first.powers, last.powers
             shift = 0.95 * max(high1 - low0, high0 - low1) * half_ns  # of all knots alike
-            return math.hypot(shift, joules * half_ns / NEARBY_NS)  # and of the period
+            return math.hypot(shift, joules * self._stretch)  # and of the period
         return math.hypot(first.powers[1] * first.timing_ns, last.powers[1] * last.timing_ns)
 
     def edge(self, t_ns: int) -> Edge | None:
@@ -221,9 +255,7 @@ class Course:
     def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float) -> Edge | None:
         """The course inside the cell from the samples of power in it; None if they are too few to tell."""
         samples = self._samples
-        t = samples.t_ns
-        first, end = bisect_right(t, a.t_ns), bisect_left(t, b.t_ns)
-        if end - first < DENSE or first == 0 or t[first] - t[first - 1] > (b.t_ns - a.t_ns) / 2:
+        if not self._dense(a, b):
             return None
         whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
         joules = b.joules - a.joules
@@ -232,7 +264,7 @@ class Course:
         scale = joules / whole
         power, piece_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
-        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS)
+        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * self.unexplained_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)))
@@ -282,9 +314,11 @@ def _power(a: Knot, b: Knot) -> float:
 def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     """Energy in joules from sampled power, cut at the window's two edges, with the half-width of its 95 % interval.
 
-    values that are means since the one before:  pieces of steady power;  u = both edges' pieces (`Samples.around`)
-    values of an instant:                        trapezoids;              u = 1.96 s T / sqrt(n)
+    values that are means since the one before:  pieces of steady power;  u = both edges' pieces (`Samples.around`) and, with
+                                                 a counter beside, 1.96 rms(counter - samples) over its cells
+    values of an instant:                        trapezoids;              u = hypot(1.96 s T / sqrt(n), r d)
     s^2 = mean((P_j+1 - P_j)^2) / 2 over the n values: what the power does between one and the next, and a value misses
+    d: the shortest time from one new value to the next, by which it may be late at an edge; r: their range near the window
     """
     domain = trace.domains[key]
     near = trace.gauges.get(domain.gauge or "", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
@@ -303,6 +337,11 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         samples = Samples(near)
         joules = samples.sum_to(t1_ns) - samples.sum_to(t0_ns)
         noise = math.hypot(samples.around(t0_ns)[1], samples.around(t1_ns)[1])
+        beside = domain.gauge.removesuffix(".power_w") if domain.gauge else ""
+        if beside in trace.counters:  # the counter of the same device shows what the samples miss
+            series = trace.counters[beside].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
+            course = Course(trace, beside, series, t0_ns, t1_ns)
+            noise = math.hypot(noise, 1.96 * course.unexplained_j)
     else:
         points = [
             (t0_ns, _line(t, p, t0_ns)),
@@ -310,7 +349,7 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
             (t1_ns, _line(t, p, t1_ns)),
         ]
         joules = sum((pa + pb) / 2 * (tb - ta) * 1e-9 for (ta, pa), (tb, pb) in itertools.pairwise(points))
-        noise = 1.96 * _unevenness(p[first:end]) * (t1_ns - t0_ns) / 1e9 / math.sqrt(end - first - 1)
+        noise = _missed_j(near, first, end, (t1_ns - t0_ns) / 1e9)
     if joules <= 0.0:
         return _unknown("too_short")
     reasons = list(domain.reasons)
@@ -328,8 +367,17 @@ def _line(t: Sequence[int], p: Sequence[float], t_ns: int) -> float:
     return p[j - 1] + (p[j] - p[j - 1]) * (t_ns - t[j - 1]) / (t[j] - t[j - 1])
 
 
-def _unevenness(powers: Sequence[float]) -> float:
-    return math.sqrt(sum((b - a) ** 2 for a, b in itertools.pairwise(powers)) / (2 * (len(powers) - 1)))
+def _missed_j(series: Series, first: int, end: int, seconds: float) -> float:
+    """What values of single instants, some of them repeated, may have missed of a window that they lie around."""
+    t, p = series.t_ns, series.value
+    jumps = [(b - a) ** 2 for a, b in itertools.pairwise(p[first:end])]
+    between = 1.96 * math.sqrt(sum(jumps) / (2 * len(jumps))) * seconds / math.sqrt(len(jumps))
+    news = [j for j in range(1, len(p)) if p[j] != p[j - 1]]
+    if len(news) < 2:
+        return between
+    late_ns = min(t[b] - t[a] for a, b in itertools.pairwise(news))
+    near = series.between(t[first] - 3 * late_ns, t[end - 1] + 3 * late_ns).value
+    return math.hypot(between, (max(near) - min(near)) * late_ns * 1e-9)
 
 
 def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:

@@ -256,7 +256,7 @@ def mean_power_w(m: Measurement) -> Figure | None:
 def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
     """Integrated power / counter - 1 for each device that has both, keyed by the counter's "source:domain"."""
     found = {}
-    for key, integral in energy.items():
+    for integral in energy.values():
         counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
         if integral.method != "integral" or counter is None or counter is integral:
             continue

@@ -10,7 +10,8 @@ walls are kept around the instant of the next update, and two around the period:
 
 Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known.
 
-Not covered: counters whose age is known; they are read at the sampler's interval.
+Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
+interval.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Pace:
 
     def __init__(self, interval_ns: int) -> None:
         self.grid: Grid | None = None  # where the updates are expected, phase_ns being that of the next call's
+        self.period_ns: float | None = None
+        self.period_half_ns = 0.0
         self._interval_ns = interval_ns
         self._since_ns: int | None = None
         self._walls = (0.0, 0.0)  # around the update that the next call is to see
@@ -40,7 +43,7 @@ class Pace:
         self._passed = 0  # periods between that one and the next
         self._tries = 0
         self._calls = 0
-        self._aim_ns: int | None = None
+        self._skipped = False
 
     def after(self, series: Series, now_ns: int) -> int:
         """`series` holds all readings of the counter, the last of them just made."""
@@ -49,29 +52,30 @@ class Pace:
         changed = len(series.value) > 1 and series.value[-1] != series.value[-2]
         self._calls += 1
         if self.grid is None:
-            if not (changed and self._begin(series, now_ns)):
+            if not (changed and self._begin(series)):
                 watching = now_ns - self._since_ns < WATCHED_NS
                 return now_ns + (min(WATCH_NS, self._interval_ns) if watching else self._interval_ns)
-            return self._next(now_ns, 1)
-        if changed:
+            return self._next(now_ns)
+        if changed and not self._skipped:
             self._close_in(self._walls[0], min(self._walls[1], series.t_ns[-1]))
-        else:
+        elif not changed:
             began_ns = series.t_ns[-1] - (series.took_ns[-1] if series.took_ns else 0)
             self._close_in(max(self._walls[0], began_ns), self._walls[1])
         if self.grid is None:
             return now_ns + WATCH_NS
         if not changed:
             return self._again(now_ns)
-        aimed = self._aim_ns is not None and self._aim_ns > now_ns
-        period = sum(self._periods) / 2
-        return self._next(now_ns, 1 if aimed else max(1, round(self._interval_ns / period)))
+        return self._next(now_ns)
 
-    def _begin(self, series: Series, now_ns: int) -> bool:
+    def _begin(self, series: Series) -> bool:
         """Whether the last changes keep to a period; if so, the walls are set."""
         start = next((i for i, t in enumerate(series.t_ns) if t >= (self._since_ns or 0)), 0)
         found = brackets(series.part(start, len(series.t_ns)))[-2 * NEEDED :]
         period: float | None = period_ns(found)
-        if len(found) < NEEDED or period is None or period < 1.5 * WATCH_NS:
+        if len(found) < NEEDED or period is None:
+            return False
+        if period < self._interval_ns:  # updated more often than it is to be read: its age is known then, which is enough
+            self.period_ns, self._since_ns = period, series.t_ns[-1] - WATCHED_NS
             return False
         first, last = found[0], found[-1]
         low, high = 0.0, float("inf")
@@ -88,7 +92,7 @@ class Pace:
         return True
 
     def _close_in(self, low: float, high: float) -> None:
-        """New walls. Where they cross, an update missed its time: by a little, and they meet half-way; or the grid is lost."""
+        """New walls. Where they cross, an update missed its time: a little, and they meet half-way; or the grid is lost."""
         period = sum(self._periods) / 2
         if low - high > MOST_JITTER * period:
             self._lose()
@@ -100,18 +104,22 @@ class Pace:
         shortest, longest = shortest * (1 - DRIFT), longest * (1 + DRIFT)
         if n > 0:
             shortest, longest = max(shortest, (low - self._anchor[1]) / n), min(longest, (high - self._anchor[0]) / n)
-        if shortest > longest:  # it drifts: remember from here
+        if shortest > longest:  # it drifts
             shortest, longest = period * (1 - 1e-4), period * (1 + 1e-4)
+            self._anchor, self._passed = (low, high), 0
+        elif high - low < (self._anchor[1] - self._anchor[0]) / 2:  # known better than the early one ever was
             self._anchor, self._passed = (low, high), 0
         self._walls, self._periods = (low, high), (shortest, longest)
         self._tell()
 
     def _lose(self) -> None:
-        self.grid, self._since_ns, self._tries, self._aim_ns = None, None, 0, None
+        self.grid, self._since_ns, self._tries = None, None, 0
 
     def _tell(self) -> None:
         low, high = self._walls
-        self.grid = Grid((low + high) / 2, sum(self._periods) / 2, (high - low) / 2)
+        self.period_ns = sum(self._periods) / 2
+        self.period_half_ns = (self._periods[1] - self._periods[0]) / 2
+        self.grid = Grid((low + high) / 2, self.period_ns, (high - low) / 2)
 
     def _again(self, now_ns: int) -> int:
         """The call came too early."""
@@ -121,22 +129,16 @@ class Pace:
             return now_ns + WATCH_NS
         return max(now_ns + (AGAIN_NS << (self._tries - 1)), int((self._walls[0] + self._walls[1]) / 2))
 
-    def _next(self, now_ns: int, periods: int) -> int:
-        """Aim at the update so many periods after the one just seen, or a later one if that is past."""
+    def _next(self, now_ns: int) -> int:
+        """Aim at the update after the one just seen, or a later one if that is past."""
         self._tries = 0
         low, high = self._walls
         shortest, longest = self._periods
-        periods = max(periods, int((now_ns - low) / longest) + 1)
+        periods = max(1, int((now_ns - low) / longest) + 1)
+        self._skipped = periods > 1  # a change may then be that of an update before
         self._walls = (low + periods * shortest, high + periods * longest)
         self._passed += periods
         self._tell()
         low, high = self._walls
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
-
-    def aim(self, t_ns: int) -> bool:
-        """See that the first update after `t_ns` is read, where not every one is. True: read the counter now as well."""
-        if self.grid is None or self._interval_ns < 1.5 * self.grid.period_ns:
-            return False
-        self._aim_ns = t_ns + int(self.grid.period_ns)
-        return True

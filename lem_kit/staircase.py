@@ -16,6 +16,7 @@ Not covered: the energy between the knots (`curve`), when to read (`pace`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -69,13 +70,16 @@ def period_ns(found: Sequence[Bracket]) -> float | None:
     """Median distance of successive changes; None for fewer than three of them."""
     if len(found) < 3:
         return None
-    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in zip(found, found[1:])) / 2
+    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in itertools.pairwise(found)) / 2
 
 
-def fit_grid(found: Sequence[Bracket], period: float | None = None, known: bool = False) -> Grid | None:
+def fit_grid(
+    found: Sequence[Bracket], period: float | None = None, known: bool = False, shortest_call_ns: float = 0.0
+) -> Grid | None:
     """The grid that the brackets agree on; None if they are too few or do not agree.
 
-    `period` (ns) is a first guess; where it is `known` from a longer time, it is kept if the brackets allow it.
+    `period` (ns) is a first guess; where it is `known` from a longer time, it is kept if the brackets allow it. Nobody knows
+    when inside a call the counter is looked at, so room that is smaller than the shortest call shows jitter, not knowledge.
     """
     import numpy as np
 
@@ -97,9 +101,22 @@ def fit_grid(found: Sequence[Bracket], period: float | None = None, known: bool 
                 break
         k = np.rint(hi / period)
         room, middle = _room(lo, hi, k, period)
-    if room < -MOST_JITTER * period:
+    if room < -MOST_JITTER * period or not (known or _one_each(lo, hi, middle, period)):
         return None
-    return Grid(float(origin) + middle, float(period), abs(room) / 2)
+    return Grid(float(origin) + middle, float(period), max(room, shortest_call_ns, -room) / 2)
+
+
+def _one_each(lo: Any, hi: Any, phase: float, period: float) -> bool:
+    """Whether every bracket can hold an update of its own: a period that only fits how often the counter was read cannot."""
+    import numpy as np
+
+    earliest, latest = (lo - phase) / period - MOST_JITTER, (hi - phase) / period + MOST_JITTER
+    last = -np.inf
+    for first, end in zip(np.ceil(earliest), np.floor(latest)):
+        last = max(first, last + 1)
+        if last > end:
+            return False
+    return True
 
 
 def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:
@@ -139,14 +156,17 @@ def knots(series: Series, refresh_s: float | None, period_s: float | None = None
     found = brackets(series)
     if not found:
         return [], None
-    grid = fit_grid(found, period_s * 1e9 if period_s else None, known=period_s is not None)
+    if period_s and series.t_ns[-1] - series.t_ns[0] > 1.25e9 * period_s * len(series.t_ns):
+        return _aged(series, period_s * 1e9), None  # read more rarely than it is updated
+    shortest = min(series.took_ns, default=0)
+    grid = fit_grid(found, period_s * 1e9 if period_s else None, period_s is not None, shortest)
     if grid is None:
         loose = [Knot((b.lo_ns + b.hi_ns) / 2, (b.hi_ns - b.lo_ns) / 2, series.value[b.i]) for b in found]
         period = period_ns(found)
         if period and loose[0].t_ns - period < series.t_ns[0]:  # where the first reading's value must have come from
             loose.insert(0, Knot(loose[0].t_ns - period, loose[0].half_ns, series.value[0]))
         return loose, None
-    if grid.half_ns > grid.period_ns / 4:  # read more rarely than it is updated: only the age of a value is known
+    if grid.half_ns > grid.period_ns / 4:  # the phase is not known: only the age of a value is
         return _aged(series, grid.period_ns), None
     return _on_grid(series, grid), grid
 
@@ -172,8 +192,9 @@ def _on_grid(series: Series, grid: Grid) -> list[Knot]:
     for i in range(len(t)):
         if i > 0 and v[i] == v[i - 1]:
             continue
-        before = grid.last_before(t[i] - (took[i] if took else 0) - grid.half_ns)
-        after = grid.last_before(t[i] + grid.half_ns)
+        doubt_ns = 0.0 if last is None else grid.half_ns
+        before = grid.last_before(t[i] - (took[i] if took else 0) - doubt_ns)
+        after = grid.last_before(t[i] + doubt_ns)
         if last is not None and after <= last < grid.last_before(t[i] + MOST_JITTER * grid.period_ns):
             after = last + 1  # it came a little before its time
         if last is not None and before <= last:

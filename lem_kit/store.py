@@ -180,6 +180,7 @@ def _record(m: Measurement) -> dict[str, Any]:
         "gauges": list(m.trace.gauges),
         "failures": m.trace.failures,
         "period_s": m.trace.period_s,
+        "period_half_s": m.trace.period_half_s,
     }
     return record
 
@@ -231,4 +232,5 @@ def _trace(record: Mapping[str, Any], readings: Mapping[str, Any]) -> Trace:
         [(t, name, code, sentence) for t, name, code, sentence in record["failures"]],
         dict(record["period_s"]),
         record["interval_s"],
+        dict(record["period_half_s"]),
     )

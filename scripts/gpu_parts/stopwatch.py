@@ -1,0 +1,115 @@
+"""What observing costs: the streamer against bare `generate`, and the sampler against none.
+
+The one idea: short runs of the same work in turn, in an order drawn anew each round, so that whatever drifts meets all of
+them alike; figures are ratios of tokens/s within a round, with Student's interval of their mean logarithm. Sampler on and
+off alternate in blocks of two rounds; the sampler's first second, in which it looks for the counter's period and calls more
+often, is waited for and not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lem_kit as lem
+
+from . import figures
+from .check import Check, until_settled
+from .inference import load
+
+ROUNDS_PER_BLOCK = 2
+
+
+def measure(check: Check) -> None:
+    torch = check.engine()
+    model = check.models[0]
+    if not check.allow(f"{model}: loading and a round", 15):
+        return
+    backend = load(check, model)
+    try:
+        for batch in (1, 8)[: 1 if check.quick else 2]:
+            lengths = (check.input_tokens, max(4, check.output_tokens // 4))
+            compare(check, arms(torch, backend, batch, lengths), model, batch, batch * lengths[1])
+    finally:
+        backend.close()
+
+
+def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict[str, Callable[[], Any]]:
+    """The same work three ways. The bare one is what a user would write."""
+    requests = lem.prompts.synthetic(batch, *lengths)
+    model = backend._model  # the very same weights must be run with lem_kit around them and without
+    from transformers.generation.streamers import BaseStreamer
+
+    class Silent(BaseStreamer):
+        def put(self, value: Any) -> None: ...
+
+        def end(self) -> None: ...
+
+    def bare(**more: Any) -> None:
+        ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
+        options = {"max_new_tokens": lengths[1], "min_new_tokens": lengths[1], "do_sample": False, "pad_token_id": 0}
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **more)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def full() -> None:
+        done = lem.traffic.run_blocking(lem.traffic.send(backend, requests, lem.traffic.batches(batch)))
+        assert sum(c.output_tokens for c in done) == batch * lengths[1], done[0].error
+
+    return {"bare": bare, "streamer alone": lambda: bare(streamer=Silent()), "lem_kit": full}
+
+
+@contextlib.contextmanager
+def sampler(on: bool) -> Iterator[None]:
+    """A session that has found its counters' periods, or none."""
+    if not on:
+        time.sleep(0.05)
+        yield
+        return
+    with lem.Session(sources=["nvml"]) as session:
+        until_settled(session)
+        yield
+
+
+def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch: int, tokens: int) -> None:
+    draw = random.Random(batch)
+    for run in work.values():
+        run()
+        run()
+    took: dict[tuple[str, bool], list[float]] = {(arm, on): [] for arm in work for on in (False, True)}
+    blocks = int(check.seconds(10 if batch == 1 else 5, 2))
+    for block in range(blocks):
+        if check.left_s() < 3:
+            check.left_out(f"{model}, batch {batch}: blocks {block + 1} to {blocks} of pairs", "no time is left")
+            break
+        for on in draw.sample((False, True), 2):
+            with sampler(on):
+                for _ in range(ROUNDS_PER_BLOCK):
+                    for arm in draw.sample(list(work), len(work)):
+                        began = time.perf_counter()
+                        work[arm]()
+                        took[arm, on].append(time.perf_counter() - began)
+    rows = []
+    for name, a, b in (
+        ("streamer alone / bare, sampler off", ("streamer alone", False), ("bare", False)),
+        ("lem_kit / bare, sampler off", ("lem_kit", False), ("bare", False)),
+        ("lem_kit / bare, sampler on", ("lem_kit", True), ("bare", True)),
+        ("sampler on / off, bare", ("bare", True), ("bare", False)),
+        ("sampler on / off, lem_kit", ("lem_kit", True), ("lem_kit", False)),
+        ("lem_kit with sampler / bare without", ("lem_kit", True), ("bare", False)),
+    ):
+        found = figures.paired_ratio(took[b], took[a])  # of tokens/s, so times the other way round
+        if found is not None:
+            rows.append(
+                {
+                    "model": model, "batch": batch, "tokens/s of": name, "ratio": found.value, "low": found.low,
+                    "high": found.high, "pairs": found.n, "tokens/s, second": tokens * len(took[b]) / sum(took[b]),
+                }
+            )  # fmt: skip
+            if name in ("lem_kit / bare, sampler off", "sampler on / off, bare"):
+                check.headline(f"{model}, batch {batch}: tokens/s, {name}", str(found))
+    check.table("stopwatch", rows)
+    check.fact(f"seconds, batch {batch}", {f"{arm}, sampler {'on' if on else 'off'}": s for (arm, on), s in took.items()})
