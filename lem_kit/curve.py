@@ -227,24 +227,21 @@ class Course:
         powers += [watts * 1e-9 for watts in self._samples.watts[first:end]]
         return self._sampled(a, b, t_ns, half_ns) or _interpolated(a, b, t_ns, half_ns, powers)
 
-    def points(self) -> list[tuple[float, float]]:
-        """Knots, and the samples that shape the cells between them (ns, J): from one to the next the course is straight."""
-        found, t = self._sides[0][0], self._samples.t_ns
+    def points(self) -> tuple[list[tuple[float, float]], float]:
+        """Knots, and the samples that shape the cells between them (ns, J), from one to the next of which the course is
+        straight; and how far all of them may lie beside their true instants, alike (ns)."""
+        (found, grid), samples = self._sides[0], self._samples
         points: list[tuple[float, float]] = []
         for a, b in itertools.pairwise(found):
             points.append((a.t_ns, a.joules))
-            inside = t[bisect_right(t, a.t_ns) : bisect_left(t, b.t_ns)]
+            inside = samples.t_ns[bisect_right(samples.t_ns, a.t_ns) : bisect_left(samples.t_ns, b.t_ns)]
             if inside and self._sampled(a, b, inside[0], 0.0) is not None:
-                start, end = self._samples.sum_to(a.t_ns), self._samples.sum_to(b.t_ns)
+                start, end = samples.sum_to(a.t_ns), samples.sum_to(b.t_ns)
                 scale = (b.joules - a.joules) / (end - start)
-                points += ((t_ns, a.joules + scale * (self._samples.sum_to(t_ns) - start)) for t_ns in inside)
-        return [*points, *((knot.t_ns, knot.joules) for knot in found[-1:])]
-
-    def shift_ns(self) -> float:
-        """How far all points may lie beside their true instants, alike."""
-        found, grid = self._sides[0]
+                points += ((t_ns, a.joules + scale * (samples.sum_to(t_ns) - start)) for t_ns in inside)
+        points += ((knot.t_ns, knot.joules) for knot in found[-1:])
         knots_ns = grid.half_ns if grid else median(knot.half_ns for knot in found) if found else 0.0
-        return knots_ns + (LAG_NS if len(self.points()) > len(found) else 0)
+        return points, knots_ns + (LAG_NS if len(points) > len(found) else 0)
 
     def _beyond(self, knot: Knot, power: float, powers: Sequence[float], t_ns: int) -> Edge | None:
         distance_ns = t_ns - knot.t_ns

@@ -134,7 +134,7 @@ def _own_share(m: Measurement, total: Figure) -> float:
 
 
 def _phase(m: Measurement, total: Figure, value: float, noise: float, bound: float, method: str) -> Phase:
-    if not 0 < noise + bound <= value / 2:
+    if not (value > 0 and noise + bound <= value / 2):
         return Phase(None, ("phases_mixed" if bound > noise else "phase_too_short",), method)
     model = value * max(m.trace.domains[key].relative_error for key in total.keys)
     return Phase(total._replace(value=value, half_width=math.hypot(noise + bound, model)), (), method)

@@ -67,7 +67,7 @@ def _of_counter(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> tuple[Points,
     for start in range(t0_ns, t1_ns, chunk):
         end = min(start + chunk, t1_ns)
         course = Course(trace, key, rising, start, end)
-        found = course.points()
+        found, beside_ns = course.points()
         if not found:
             return [], 0.0
         points += (p for p in found if (start <= p[0] or start == t0_ns) and (p[0] < end or end == t1_ns))
@@ -77,7 +77,7 @@ def _of_counter(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> tuple[Points,
                 return [], 0.0
             if not found[0][0] <= edge_ns <= found[-1][0]:
                 points.append((edge_ns, edge.joules))
-        shift_ns = max(shift_ns, course.shift_ns())
+        shift_ns = max(shift_ns, beside_ns)
     return points, shift_ns
 
 
