@@ -132,6 +132,11 @@ def draft() -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(models.resolve("tiny-llama")).eval()
 
 
+# There, a draft model and fixed_length exclude each other: the engine says so.
+five = pytest.mark.skipif(transformers.__version__ < "5", reason="release 4 has no assisted decoding of a fixed length")
+
+
+@five
 def test_an_assistant_by_name_gives_events_of_several_tokens(backend: Transformers) -> None:
     expected = bare_steps(assistant_model=draft())
     assert max(expected) > 1 and sum(expected) == 30
@@ -145,6 +150,7 @@ def test_an_assistant_by_name_gives_events_of_several_tokens(backend: Transforme
     assert backend._assistants["tiny-llama"] is loaded and len(backend.describe()["assistants"]) == 1
 
 
+@five
 def test_an_assistant_given_when_loading_is_every_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = load("tiny-llama", assistant_model=draft(), dtype="float32")
     watched = Watched(backend._model, monkeypatch)

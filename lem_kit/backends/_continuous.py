@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from ..errors import LemError
 from ..measurement import TokenEvent
 
-LOOK_S = 0.05  # how often the engine's occupancy is looked at; nothing of latency depends on it
+LOOK_S = 0.1  # how often the engine's occupancy is looked at; nothing of latency depends on it
 # The engine stamps with perf_counter, everything else here is monotonic: one clock on Linux and macOS.
 _ONE_CLOCK = time.get_clock_info("perf_counter").implementation == time.get_clock_info("monotonic").implementation
 

@@ -1,7 +1,7 @@
 """One static batch at a time, in one worker thread.
 
 The one idea: a streamer receives the new token of every row once per decoding step. It keeps the instant and the tensor,
-nothing more; the event loop collects them a few times per second and makes TokenEvents of them, so that observing costs the
+nothing more; the event loop collects them ten times per second and makes TokenEvents of them, so that observing costs the
 generating thread about a microsecond per step and wakes nobody.
 
 Not covered: what the engine is asked for (the backend, which passes in the call to run); requests that arrive while others
@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import LemError
 from ..measurement import TokenEvent
 
-DRAIN_S = 0.03  # how often the event loop looks for new tokens; their instants are taken in the worker, not here
+DRAIN_S = 0.1  # how often the event loop looks for new tokens; their instants are taken in the worker, not here
 
 
 class Static:
