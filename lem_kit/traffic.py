@@ -27,6 +27,7 @@ from .arrivals import (  # noqa: F401 (users find them here)
     gamma,
     poisson,
     ramp,
+    token_batches,
     trace,
 )
 from .backends import Backend

@@ -32,7 +32,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from gpu_parts import PARTS, tables  # noqa: E402
+from gpu_parts import MODEL_PARTS, PARTS, tables  # noqa: E402
 from gpu_parts.check import Check  # noqa: E402
 
 GRACE_S = 20  # beyond the deadline, after which what there is is written and the process ends
@@ -66,16 +66,17 @@ def choose_gpu() -> None:
         print(f"no GPU was chosen: {error}", file=sys.stderr)
 
 
-def build_models(check: Check, parts: list[str]) -> Callable[[], None]:
-    """Start building the models in another process, off the GPU, while sensors are looked at; returns what waits for it."""
-    if not {"inference", "stopwatch", "precision", "continuous", "compile"} & set(parts):
-        return lambda: None
+def models_run(check: Check) -> bool:
+    """Whether the parts that run models can do so here."""
     try:
         import torch
     except ModuleNotFoundError:
-        return lambda: None
-    if not (torch.cuda.is_available() or check.anywhere):
-        return lambda: None
+        return False
+    return check.anywhere or torch.cuda.is_available()
+
+
+def build_models(check: Check) -> Callable[[], None]:
+    """Start building the models in another process, off the GPU, while sensors are looked at; returns what waits for it."""
     code = "import sys; from lem_kit import models\nfor name in sys.argv[1:]: print(models.resolve(name), flush=True)"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", code, *check.models]
@@ -139,11 +140,14 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [name for name in PARTS if not asked.part or name in asked.part]
     choose_gpu()
     timer = watch(check, asked.pack)
-    check.models_ready = build_models(check, parts)
+    with_models = models_run(check)
+    if with_models and MODEL_PARTS & set(parts):
+        check.models_ready = build_models(check)
     for number, name in enumerate(parts):
-        check.kept_for_later_s = sum(PARTS[later][1] for later in parts[number + 1 :])
-        if asked.seconds is None and check.quick:
-            check.kept_for_later_s /= 3
+        later = [part for part in parts[number + 1 :] if with_models or part not in MODEL_PARTS]
+        if check.quick and not asked.part:
+            later = [part for part in later if part != "compile"]  # it never fits
+        check.keep_for_later(sum(PARTS[part][1] for part in later))
         with check.part(name):
             PARTS[name][0](check)
         tables.write(check.out, check.results)

@@ -12,8 +12,8 @@ from ..measurement import jsonable
 
 _CONFIG_FACTS = {
     "vocabulary": "vocab_size", "layers": "num_hidden_layers", "hidden_size": "hidden_size",
-    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_size": "head_dim",
     "intermediate_size": "intermediate_size",
+    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_size": "head_dim",
 }  # fmt: skip
 
 

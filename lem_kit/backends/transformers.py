@@ -45,7 +45,7 @@ def load(model: str, **engine_args: Any) -> Transformers:
 
     Without a placement of the user's (`device_map` and the like) the model goes to the GPU if there is one.
     """
-    requested = dict(engine_args)
+    requested = _readback.requested(engine_args)  # now: the engine changes what it is given, max_memory for one
     assistant, continuous = (engine_args.pop(name, None) for name in _OUR_KEYWORDS)
     batching = _batching(continuous)
     if batching is not None and assistant is not None:
@@ -68,7 +68,7 @@ def load(model: str, **engine_args: Any) -> Transformers:
         "version": transformers.__version__,
         "torch": torch.__version__,
         "model": _readback.of_model(loaded, model, _hub.commit(path, hub)),
-        "requested": _readback.requested(requested),
+        "requested": requested,
         "effective": _readback.effective(loaded, placed_by),
     }
     if engine is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from . import coverage, engines, facts, inference, sensor, stopwatch
 from .check import Check
 
+MODEL_PARTS = {"inference", "stopwatch", "precision", "continuous", "compile"}
 PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "facts": (facts.record, 5.0),
     "idle": (facts.idle, 5.0),

@@ -16,6 +16,7 @@ from typing import Any
 import lem_kit as lem
 from lem_kit.measurement import jsonable
 
+FULL_S = 505.0
 MODELS = ("random-llama-160m", "random-llama-1b")
 
 
@@ -45,8 +46,9 @@ class Check:
         self.anywhere: bool = options.anywhere
         self.input_tokens, self.output_tokens = (16, 8) if options.anywhere else (256, 128)
         self.began = time.monotonic()
-        self.deadline = self.began + (options.seconds or (90 if options.quick else 505))
-        self.kept_for_later_s = 0.0  # what the parts to come need at the least
+        self._whole_s = options.seconds or (90 if options.quick else FULL_S)
+        self.deadline = self.began + self._whole_s
+        self._kept_for_later_s = 0.0
         self.baselines: dict[str, Any] = {}  # kind -> as `Session.baselines` has it
         self.loads: dict[str, Any] = {}
         self.models_ready: Callable[[], None] = lambda: None
@@ -63,7 +65,11 @@ class Check:
         return quick if self.quick else full
 
     def left_s(self) -> float:
-        return self.deadline - time.monotonic() - self.kept_for_later_s
+        return self.deadline - time.monotonic() - self._kept_for_later_s
+
+    def keep_for_later(self, seconds: float) -> None:
+        """What the parts to come need at the least, in a run of full length; less is kept in a shorter one."""
+        self._kept_for_later_s = seconds * min(1.0, self._whole_s / FULL_S)
 
     def allow(self, what: str, seconds: float) -> bool:
         """Whether there is time for it; if not, it is named among what was left out."""

@@ -168,7 +168,7 @@ def compiled(check: Check) -> None:
     """
     torch = check.engine()
     model = check.models[0]
-    if not check.allow(f"{model} with a compiled static cache", check.seconds(40, 40)):
+    if not check.allow(f"{model} with a compiled static cache", 40):
         return
     backend = load(check, model)
     rows: list[dict[str, Any]] = []

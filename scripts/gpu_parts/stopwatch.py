@@ -27,7 +27,7 @@ REST_S = 1.0
 def measure(check: Check) -> None:
     torch = check.engine()
     model = check.models[0]
-    if not check.allow(f"{model}: loading and a round", 15):
+    if not check.allow(f"{model}: loading and a round", check.seconds(15, 8)):
         return
     backend = load(check, model)
     try:
