@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import IncompleteRun, LemError
 from .measurement import SCHEMA_VERSION, Completion, Energy, Measurement, Repeat
-from .trace import Domain, Series, Trace
+from .trace import TOOK, Domain, Series, Trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "run.json"
-# Beside the column of a counter: how long each of its calls took, in ns.
-TOOK = "#took_ns"
 # Record versions that `load` can read besides the present one.
 READABLE: tuple[int, ...] = ()
 

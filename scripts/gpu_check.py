@@ -106,6 +106,7 @@ def compare(check: Check, earlier: Path) -> None:
 def finish(check: Check, packing: bool) -> None:
     from lem_kit import environment
 
+    check.results["agreement"] = tables.agreement(m for session in check.sessions for m in session.measurements)
     check.results["seconds"] = round(time.monotonic() - check.began, 1)
     check.results["packages"] = environment.loaded_versions()
     if packing:

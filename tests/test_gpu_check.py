@@ -66,6 +66,17 @@ def test_a_ratio_of_two_figures() -> None:
     assert found == (2.0, pytest.approx(2 - half), pytest.approx(2 + half), 2)
 
 
+def test_a_step_that_meets_a_call_is_held_against_its_neighbours() -> None:
+    """Steps of 10 ms, the fourth and the fifth 13 and 16 ms; what a neighbour met as well tells nothing."""
+    tokens = [0, 10 * MS, 20 * MS, 30 * MS, 43 * MS, 53 * MS, 63 * MS, 79 * MS, 89 * MS, 99 * MS]
+    assert figures.delays_s(tokens, [(32 * MS, 36 * MS), (64 * MS, 66 * MS)]) == pytest.approx([0.003, 0.006])
+    assert figures.delays_s(tokens, [(40 * MS, 46 * MS)]) == []
+    assert figures.delays_s(tokens, []) == []
+    found = figures.mean_of([0.003, 0.006])
+    assert found is not None and found.value == pytest.approx(0.0045)
+    assert found.high - found.value == pytest.approx(12.706 * 0.0015)
+
+
 def test_a_drift_is_taken_out_and_the_mean_kept() -> None:
     assert figures.detrended([1.0, 2.0, 3.0, 4.0]) == pytest.approx([2.5] * 4)
     assert figures.detrended([1.0, 3.0]) == [1.0, 3.0]
@@ -157,7 +168,7 @@ def run(out: Path, *more: str, **environment: str) -> dict[str, object]:
 
 
 def test_without_a_gpu_every_part_says_why_it_did_not_run(tmp_path: Path) -> None:
-    parts = ("idle", "sensor", "coverage", "inference", "stopwatch", "precision", "continuous", "compile")
+    parts = ("idle", "sensor", "coverage", "inference", "stopwatch", "continuous", "precision", "compile")
     asked = [word for part in parts for word in ("--part", part)]
     result = run(tmp_path / "out", *asked, CUDA_VISIBLE_DEVICES="")
     assert list(result["parts"]) == list(parts)  # type: ignore[call-overload]

@@ -33,7 +33,7 @@ def precision(check: Check) -> None:
     formats |= eight_bit(check)
     rows: list[dict[str, Any]] = []
     for name, arguments in formats.items():
-        if not check.allow(f"{model} in {name}", check.seconds(8 + 5 * check.repeats, 8)):
+        if not check.allow(f"{model} in {name}", check.seconds(18, 10)):
             continue
         try:
             backend = lem.load_backend("transformers", model, **arguments())
@@ -42,12 +42,8 @@ def precision(check: Check) -> None:
             continue
         try:
             with check.session() as session:
-                turns: dict[int, int] = {}
-                for number in range(1, check.repeats + 1):
-                    row = one_batch(
-                        check, session, backend, f"{model} {name}", BATCH, number, turns, check.seconds(2.5, 1.5)
-                    )
-                    rows.append({"format": name, **row})
+                row = one_batch(check, session, backend, f"{model} {name}", BATCH, 1, {}, check.seconds(2.5, 1.5))
+                rows.append({"format": name, **row})
         except Exception as error:  # a format that does not run must not cost the others
             check.left_out(f"{model} in {name}", f"{type(error).__name__}: {str(error).splitlines()[0]}")
         finally:
@@ -178,6 +174,8 @@ def compiled(check: Check) -> None:
                 passes = 1 if "not compiled" in cache else check.repeats
                 try:
                     for number in range(1, passes + 1):
+                        if number > 1 and not check.allow(f"cache {cache}, pass {number}", 12):
+                            break
                         rows += [one_cache(check, session, backend, model, cache, options, number)]
                 except Exception as error:
                     check.left_out(f"cache {cache}", f"{type(error).__name__}: {error}")

@@ -41,15 +41,14 @@ def characterise(check: Check) -> None:
 
 
 def the_load(check: Check) -> Any:
-    """The products on the GPU, made once; or nothing, with a note."""
-    if "products" not in check.loads:
-        try:
-            check.loads["products"] = loads.Products(check.cuda())
-        except Skip as reason:
-            check.loads["products"] = loads.Nothing()
-            check.note(f"No load was put on the GPU, so busy figures are idle ones: {reason}")
-    check.fact("load", check.loads["products"].name)
-    return check.loads["products"]
+    """The products on the GPU, or nothing, with a note."""
+    try:
+        load: Any = loads.Products(check.cuda())
+    except Skip as reason:
+        load = loads.Nothing()
+        check.note(f"No load was put on the GPU, so busy figures are idle ones: {reason}")
+    check.fact("load", load.name)
+    return load
 
 
 # --- what asking costs ------------------------------------------------------------------------------------------------
@@ -232,12 +231,13 @@ def agreement(check: Check, uuid: str, load: Any) -> None:
     windows = []
     with polling(check, uuid, "agreement", "fields") as found, check.session() as session:
         for number in range(1, check.repeats + 1):
+            if not check.allow(f"agreement of figures, pass {number}", len(plans) * (seconds + SETTLE_S)):
+                break
             for name, work in plans:
-                if check.allow(f"agreement on {name}, pass {number}", seconds + 1):
-                    time.sleep(check.seconds(SETTLE_S, 0.1))
-                    with session.window(f"sensor {name}") as window:
-                        busy = work()
-                    windows.append((name, number, busy, window.measurement))
+                time.sleep(check.seconds(SETTLE_S, 0.1))
+                with session.window(f"sensor {name}") as window:
+                    busy = work()
+                windows.append((name, number, busy, window.measurement))
     rows = [agreement_row(*window, found["fields"]) for window in windows]
     check.table("agreement", rows)
     part_time(check, rows)

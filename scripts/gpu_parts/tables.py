@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lem_kit.measurement import jsonable
+from lem_kit import metrics
+from lem_kit.measurement import Measurement, jsonable
 
 from . import figures
 
@@ -48,7 +49,27 @@ def markdown(results: Mapping[str, Any]) -> str:
             text += ["", "```", *part["facts"]["doctor"], "```", ""]
         if "traceback" in part:
             text += ["", "```", part["traceback"].rstrip(), "```", ""]
+    if results.get("agreement"):
+        text += ["## Counter and integral", "", markdown_table(results["agreement"]), ""]
     return "\n".join(text) + "\n"
+
+
+def agreement(measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """How often counter and integral of a board disagree, and how far they are apart at most, by the first word of labels:
+    every window and every repeat of it in which both are known."""
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for m in measurements:
+        for energy in (m.energy, *(r.energy for r in m.repeats)):
+            for key, apart in metrics.agreement(energy).items():
+                pair = apart, "sources_disagree" in energy[key].reasons
+                found.setdefault(m.label.split()[0], []).append(pair)
+    return [
+        {
+            "windows": of, "number": len(pairs), "disagree": sum(code for _, code in pairs),
+            "farthest apart %": 100 * max(abs(apart) for apart, _ in pairs),
+        }
+        for of, pairs in found.items()
+    ]  # fmt: skip
 
 
 def short(results: Mapping[str, Any]) -> str:
