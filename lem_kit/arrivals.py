@@ -16,12 +16,13 @@ import numbers
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from . import traces
 from .errors import LemError, nearest
+from .measurement import Request
 
 
 class Submit(Protocol):
@@ -67,6 +68,63 @@ class Batches:
     async def drive(self, count: int, submit: Submit) -> None:
         for start in range(0, count, self.size):
             await submit(range(start, min(start + self.size, count)))
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """Groups in order, each as long as its padded tokens stay within `budget`: rows x (longest prompt + tokens to generate).
+
+    `requests` are those that will be run; a group ends also where they differ in what a static batch shares. LemError for
+    prompts of text, whose tokens only the engine can count, and for a request that is longer than the budget by itself.
+    """
+
+    budget: int
+    requests: Sequence[Request] = field(repr=False)
+    _ends: tuple[int, ...] = field(init=False, repr=False)
+    overlapping = False
+
+    def __post_init__(self) -> None:
+        _whole("token_batches() takes a budget of", self.budget)
+        ends: list[int] = []
+        group: list[Request] = []
+        for i, request in enumerate(self.requests):
+            if request.prompt_token_ids is None:
+                raise LemError(
+                    "token_batches() needs prompt_token_ids: how many tokens a text has, only the engine can say."
+                )
+            if (alone := len(request.prompt_token_ids) + request.max_new_tokens) > self.budget:
+                raise LemError(
+                    f"Request {i} takes {alone} tokens by itself: give token_batches() a budget of at least that."
+                )
+            if group and not self._fits([*group, request]):
+                ends.append(i)
+                group = []
+            group.append(request)
+        object.__setattr__(self, "_ends", (*ends, len(self.requests)))
+
+    def _fits(self, group: list[Request]) -> bool:
+        longest = max(len(request.prompt_token_ids or ()) for request in group) + group[0].max_new_tokens
+        shared = [(request.max_new_tokens, request.fixed_length, request.options) for request in group]
+        return shared.count(shared[0]) == len(group) and longest * len(group) <= self.budget
+
+    @property
+    def size(self) -> int:
+        """Requests in the first group."""
+        return self._ends[0]
+
+    def describe(self) -> dict[str, Any]:
+        return {"arrivals": "token_batches", "token_budget": self.budget}
+
+    def schedule(self, count: int) -> None:
+        if count not in self._ends:
+            raise LemError(
+                f"token_batches() was made for {len(self.requests)} requests and is to send {count}: give it those."
+            )
+
+    async def drive(self, count: int, submit: Submit) -> None:
+        for start, end in itertools.pairwise((0, *self._ends)):
+            if start < count:
+                await submit(range(start, end))
 
 
 @dataclass(frozen=True)
@@ -148,7 +206,7 @@ class Schedule:
         await all_of([pace(), *(one(i) for i in range(count))])
 
 
-batches, concurrency = Batches, Concurrency
+batches, token_batches, concurrency = Batches, TokenBatches, Concurrency
 
 
 def burst(concurrency: int | None = None) -> Schedule:

@@ -74,7 +74,9 @@ def chosen(m: Measurement, baseline: Measurement | str | None = None) -> dict[st
 
 
 def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
-    """Codes against using `baseline` for `m`: another device, another day, another temperature, too much spread."""
+    """Codes that speak against using `baseline` for `m`: another device, day or temperature, or too much spread."""
+    from . import metrics
+
     codes = []
     labels = {key: domain.label for key, domain in m.trace.domains.items()}
     other = any(labels.get(key, label) != label for key, label in baseline["labels"].items())
@@ -84,6 +86,8 @@ def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
     apart = [abs(gauges[key]["min"] - degrees) for key, degrees in baseline["temperature_c"].items() if key in gauges]
     if apart and max(apart) > LARGEST_TEMPERATURE_C:
         codes.append("baseline_temperature")
-    if any(p["half_width"] > LARGEST_SPREAD * p["watts"] for key, p in baseline["power_w"].items() if key in m.energy):
+    total = metrics.energy_j(m)
+    used = [p for key, p in baseline["power_w"].items() if total is not None and key in total.keys]
+    if any(p["half_width"] > LARGEST_SPREAD * p["watts"] for p in used):
         codes.append("baseline_unsteady")
     return codes

@@ -66,6 +66,8 @@ REASONS: Mapping[str, str] = {
     "requests_failed": "some requests did not complete",
     "few_requests": "fewer than 30 requests: percentiles and means of latency are weak",
     "dispatch_late": "requests were handed over late: the 99th percentile of the lag exceeds a tenth of the median TTFT",
+    "phases_mixed": "prefill and decode were at work at the same instants for too much of the energy to be told apart",
+    "phase_too_short": "the phase is too short for this source: its error exceeds half of its energy; repeat it more often",
     "tokens_unknown": "the number of output tokens could not be evaluated",
 }
 

@@ -3,7 +3,8 @@
 
 Definitions version 1. Denominators and units stand in the names. A metric that was not observed is None.
 
-Not covered here: goodput (`goodput`), steady-state windows (`steady`), FLOPs (`flops`), energy by phase and by request.
+Not covered here: goodput (`goodput`), steady-state windows (`steady`), FLOPs (`flops`), energy by phase and by request
+(`phases`).
 """
 
 from __future__ import annotations

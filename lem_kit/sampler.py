@@ -45,6 +45,8 @@ class Job:
     pace: Pace | None = None
     side: bool = False
     due_ns: int = 0
+    begun_ns: int = 0  # when it was last done
+    wanted_ns: int = 0  # set by other threads: do it once more after this instant
 
     @property
     def name(self) -> str:
@@ -135,13 +137,14 @@ class Sampler:
         """Do every job that is due; return when the next one is (ns). The thread calls this; tests may instead."""
         now = self._clock()
         for job in self._jobs:
-            if job.due_ns <= now + TOGETHER_NS and not self._stopping:
+            if (job.due_ns <= now + TOGETHER_NS or job.wanted_ns > job.begun_ns) and not self._stopping:
                 self._do(job)
         self._tell()
-        return min((job.due_ns for job in self._jobs), default=now + int(self.interval_s * 1e9))
+        due = (job.due_ns if job.wanted_ns <= job.begun_ns else now for job in self._jobs)
+        return min(due, default=now + int(self.interval_s * 1e9))
 
     def _do(self, job: Job) -> None:
-        began = self._clock()
+        began = job.begun_ns = self._clock()
         job.due_ns = began + job.interval_ns
         failed = False
         try:
@@ -166,8 +169,9 @@ class Sampler:
                 job.due_ns = ended + REPEAT_FAILURE_NS // 2
             else:
                 job.due_ns = job.pace.after(series, ended)
-                if job.pace.grid is not None:
-                    self.trace.period_s[job.name] = job.pace.grid.period_ns / 1e9
+                if job.pace.period_ns is not None:
+                    self.trace.period_s[job.name] = job.pace.period_ns / 1e9
+                    self.trace.period_half_s[job.name] = job.pace.period_half_ns / 1e9
 
     def _note_readings(self, source: EnergySource, readings: Mapping[str, Reading]) -> None:
         with self._changed:
@@ -213,10 +217,11 @@ class Sampler:
     def edge(self) -> int:
         """The instant now, with an extra reading on its way where one helps: call it where a window opens."""
         now = self._clock()
-        for job in self._jobs:
-            if not job.side and (job.pace is None or job.pace.aim(now)):
-                job.due_ns = now
-        self._wake.set()
+        urgent = [job for job in self._jobs if not job.side and (job.pace is None or job.pace.grid is None)]
+        for job in urgent:
+            job.wanted_ns = now
+        if urgent:  # waking the thread costs the user's thread its turn
+            self._wake.set()
         return now
 
     def settle(self, t_ns: int) -> None:
@@ -226,7 +231,7 @@ class Sampler:
         thread it does every job once itself.
         """
         if self._thread is None:
-            for job in [] if self._stopping else self._jobs:  # a source that is closed is read no more
+            for job in self._jobs:
                 self._do(job)
             return
         with self._changed:
@@ -234,11 +239,11 @@ class Sampler:
         began = self._clock()
         sides = [job for job in self._jobs if job.side]
         for job in sides:
-            job.due_ns = began
-        self._wake.set()
+            job.wanted_ns = began
         if sides:
+            self._wake.set()
             with self._changed:
-                self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) >= began for j in sides), 0.05)
+                self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) > began for j in sides), 0.05)
 
     def _longest_wait_s(self) -> float:
         """A period of the slowest counter that steps, and an interval or two of reading."""
@@ -265,7 +270,8 @@ class Sampler:
                 last -= 1
             return bool(series.t_ns) and series.t_ns[last] >= update_ns - job.pace.grid.half_ns
         never = bool(series.t_ns) and series.value[0] == series.value[-1]
-        return began >= t_ns if never else self._stepped(job.name, t_ns)
+        fast = job.pace.period_ns is not None and job.pace.period_ns < self.interval_s * 1e9
+        return began >= t_ns if never or fast else self._stepped(job.name, t_ns)
 
     def _stepping(self, source: EnergySource) -> list[str]:
         """Counters of unknown age that were seen to change."""

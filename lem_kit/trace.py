@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+# Beside the column of a counter in a stored trace: how long each of its calls took, in ns.
+TOOK = "#took_ns"
+
 
 class Domain(NamedTuple):
     """What a source says of one of its domains.
@@ -68,7 +71,7 @@ class Trace:
     """Columns of readings: `counters` in joules keyed "source:domain", `gauges` keyed "source:domain.quantity_unit".
 
     `failures` are (t_ns, source or "source:domain", reason code, sentence). `period_s`: the refresh period that the sampler
-    found for a counter. Only the sampler appends; a record holds a slice.
+    found for a counter, within `period_half_s`. Only the sampler appends; a record holds a slice.
     """
 
     counters: dict[str, Series] = field(default_factory=dict)
@@ -77,6 +80,7 @@ class Trace:
     failures: list[tuple[int, str, str, str]] = field(default_factory=list)
     period_s: dict[str, float] = field(default_factory=dict)
     interval_s: float = 0.05
+    period_half_s: dict[str, float] = field(default_factory=dict)
 
     def between(self, start_ns: int, end_ns: int) -> Trace:
         """A copy of what was read from `start_ns` to `end_ns`, both included."""
@@ -87,6 +91,7 @@ class Trace:
             [failure for failure in self.failures if start_ns <= failure[0] <= end_ns],
             dict(self.period_s),
             self.interval_s,
+            dict(self.period_half_s),
         )
 
 

@@ -27,6 +27,7 @@ from .arrivals import (  # noqa: F401 (users find them here)
     gamma,
     poisson,
     ramp,
+    token_batches,
     trace,
 )
 from .backends import Backend
@@ -69,9 +70,11 @@ async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals
     done: dict[int, Completion] = {}
 
     async def submit(group: Sequence[int], sched_ns: int | None = None) -> None:
-        parts = [[i] for i in group] if backend.concurrent else [list(group)]
         wanted_ns = time.monotonic_ns() if sched_ns is None else sched_ns
-        await all_of(together(part, wanted_ns) for part in parts)
+        if len(group) == 1 or not backend.concurrent:
+            await together(list(group), wanted_ns)  # without a task of its own, which would hand it over a turn later
+        else:
+            await all_of(together([i], wanted_ns) for i in group)
 
     async def together(group: list[int], sched_ns: int) -> None:
         events: dict[int, list[TokenEvent]] = {i: [] for i in group}

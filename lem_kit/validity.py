@@ -33,18 +33,25 @@ class Surroundings(NamedTuple):
 
 
 def surroundings(proc: str = "/proc") -> Surroundings:
+    """Taken in the user's time, so with as few calls as there can be."""
     wall_ns = time.time_ns() - time.monotonic_ns()
     try:
-        with open(f"{proc}/stat", "rb") as file:
-            ticks = [int(word) for word in file.readline().split()[1:]]
-        with open(f"{proc}/self/task/{os.getpid()}/children", "rb") as file:
-            children = file.read().split()
+        ticks = [int(word) for word in _begin(f"{proc}/stat").split(b"\n", 1)[0].split()[1:9]]
+        children = _begin(f"{proc}/self/task/{os.getpid()}/children")
     except (OSError, ValueError):
         return Surroundings(wall_ns, None, None)
-    busy_s = (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # less idle and waiting for a disk
+    busy_s = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # less idle and waiting for a disk
     own = os.times()
     own_s = own.user + own.system + own.children_user + own.children_system
     return Surroundings(wall_ns, busy_s, None if children else own_s)  # what living children used cannot be seen here
+
+
+def _begin(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, 512)
+    finally:
+        os.close(file)
 
 
 def between(before: Surroundings, after: Surroundings, seconds: float) -> list[str]:

@@ -7,11 +7,14 @@ import selectors
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lem_kit.sampler import Sampler
+
+if TYPE_CHECKING:
+    from fake_nvml import Machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +58,19 @@ def run_at_once(work: Coroutine[Any, Any, Any], clock: FakeClock) -> Any:
         return loop.run_until_complete(work)
     finally:
         loop.close()
+
+
+@pytest.fixture
+def nvml(clock: FakeClock) -> Iterator[Machine]:
+    """Two H100s at a constant 200 W and a square wave; NVML is initialised; the time is 1000 s."""
+    pynvml = pytest.importorskip("pynvml")
+    from fake_nvml import Square, boards, h100
+
+    with boards([h100(), h100(wave=Square(70, 300, 0.83))], clock) as machine:
+        pynvml.nvmlInit()
+        yield machine
+        pynvml.nvmlShutdown()
+    assert machine.sessions == 0
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ WAVES: Mapping[str, Wave] = {
 
 class Board:
     """One GPU. `refresh_s`: of its counter; `sample_s`: of its power samples, None for none; `call_s`: how long a call to
-    the counter takes; `jitter_s`: how late an update comes at most."""
+    the counter takes."""
 
     name = "sim"
 

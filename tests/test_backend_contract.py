@@ -6,6 +6,7 @@ A new backend needs an entry in `LOADED`, with the smallest model that it can ru
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lem_kit.backends import Backend, backend_names, load_backend
+from lem_kit.backends import COUNTERS, Backend, backend_names, load_backend
 from lem_kit.energy import source_names
 from lem_kit.errors import LemError
 from lem_kit.measurement import Request, TokenEvent
@@ -22,13 +23,19 @@ from lem_kit.measurement import Request, TokenEvent
 LOADED: dict[str, Callable[[], Backend]] = {
     "fake": lambda: load_backend("fake", "fake", ttft_s=0.002, tokens_per_s=2000),
     "transformers": lambda: load_backend("transformers", "tiny-llama"),
+    # What follows the file's name is a further way to load it.
+    "transformers, continuous batching": lambda: load_backend(
+        "transformers", "tiny-llama", continuous_batching={"num_blocks": 32, "max_batch_tokens": 128}
+    ),
 }
 REQUESTS = [Request(prompt_token_ids=tuple(range(300, 300 + n)), max_new_tokens=6, fixed_length=True) for n in (3, 9, 5)]
 
 
-@pytest.fixture(params=backend_names())
+@pytest.fixture(params=sorted({*backend_names(), *LOADED}))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     assert request.param in LOADED, f"backend '{request.param}' has no entry in LOADED"
+    if "continuous" in request.param and not hasattr(importlib.import_module("transformers"), "ContinuousBatchingConfig"):
+        pytest.skip("this release of transformers has no continuous batching that stamps tokens")
     loaded = LOADED[request.param]()
     yield loaded
     loaded.close()
@@ -47,7 +54,7 @@ async def collected(backend: Backend, requests: list[Request], stop_after: int |
 
 def test_is_a_backend_of_its_files_name(backend: Backend, request: pytest.FixtureRequest) -> None:
     assert isinstance(backend, Backend)
-    assert backend.name == request.node.callspec.params["backend"] and isinstance(backend.concurrent, bool)
+    assert backend.name == request.node.callspec.params["backend"].split(",")[0] and isinstance(backend.concurrent, bool)
 
 
 def test_events_are_complete_ordered_and_silent(backend: Backend, capfd: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +76,7 @@ def test_text_prompts_are_counted_by_the_engine(backend: Backend) -> None:
 
 
 def test_leaving_early_stops_the_work_and_the_next_call_is_whole(backend: Backend) -> None:
-    long = [Request(prompt_token_ids=(300, 301), max_new_tokens=400, fixed_length=True)]
+    long = [Request(prompt_token_ids=(300, 301), max_new_tokens=120, fixed_length=True)]
     assert len(asyncio.run(collected(backend, long, stop_after=2))) == 2
     assert sum(e.n_tokens for e in asyncio.run(collected(backend, REQUESTS))) == 18
 
@@ -92,6 +99,15 @@ def test_an_unknown_argument_names_the_nearest(name: str) -> None:
 def test_an_unknown_option_is_an_error_before_anything_runs(backend: Backend) -> None:
     with pytest.raises(LemError, match="temprature"):
         asyncio.run(collected(backend, [Request(prompt="a", options={"temprature": 1.0})]))
+
+
+def test_counters_are_figures_of_agreed_names(backend: Backend) -> None:
+    """Where there are any: the method is optional."""
+    counters = getattr(backend, "counters", dict)
+    counters()
+    asyncio.run(collected(backend, REQUESTS))
+    found = counters()
+    assert found.keys() <= COUNTERS.keys() and all(type(value) is float for value in found.values())
 
 
 def test_close_may_be_called_twice(backend: Backend) -> None:

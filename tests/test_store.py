@@ -116,6 +116,7 @@ def test_frame_reads_whole_runs_and_names_the_others(tmp_path: Path) -> None:
     assert list(rows["run_id"]) == ["a", "b"]
     assert rows["energy_j"][0] == 12.5 and rows["energy_j"].isna()[1]
     assert rows["config.batch_size"].tolist() == [1, 1]
+    assert rows["mfu"].isna().all() and rows["flop_method"].isna().all()
 
 
 @pytest.mark.parametrize(

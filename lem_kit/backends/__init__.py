@@ -14,11 +14,22 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import LemError, Unavailable, nearest
 from ..measurement import Request, TokenEvent
+
+# Names that `Backend.counters` may give, and what they mean.
+COUNTERS: Mapping[str, str] = {
+    "peak_memory_bytes": "peak of device memory in use by tensors, summed over the devices of the model",
+    "peak_reserved_memory_bytes": "the same of the memory that the engine's allocator held",
+    "batch_requests_mean": "requests in the running batch, mean over looks at which there was one",
+    "batch_requests_max": "requests in the running batch, most seen at a look",
+    "waiting_requests_max": "requests that had no place in the running batch, most seen at a look",
+    "kv_cache_used_max": "share of the cache for keys and values that was taken, most seen at a look",
+    "requests_without_engine_stamps": "requests stamped by the client because the engine lost its own stamps",
+}
 
 
 @runtime_checkable
@@ -26,11 +37,16 @@ class Backend(Protocol):
     """What a backend promises. `tests/test_backend_contract.py` holds every file of this folder to it.
 
     `generate(requests)` takes one or more requests that are submitted together and yields the events of all of them as the
-    engine emits them; for an engine without a scheduler they form one static batch. `concurrent` says whether several
+    engine hands them over, which may be when a request is finished if the engine stamps them itself; for an engine without a
+    scheduler they form one static batch. `concurrent` says whether several
     `generate` calls may run at once; where False, open-loop arrivals are refused. Closing the iterator early stops the
     work. `describe` returns strict-JSON facts: at least "engine", "version", "model" (with "parameters", "dtype",
     "vocabulary" where known), "requested" and "effective" engine configuration. `close` frees the model and may be
     called twice.
+
+    Optional: `counters() -> dict[str, float]`, what only the engine can see of the time since the last call of it, with
+    units in the names. A caller asks once before and once after what it measures. What an engine does not observe is left
+    out. Names in use, in `backends.COUNTERS`.
     """
 
     name: str

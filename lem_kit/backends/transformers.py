@@ -1,46 +1,43 @@
-"""Hugging Face transformers: `model.generate` on one static batch at a time, in one worker thread.
+"""Hugging Face transformers: static batches through `model.generate`, or its own continuous batching.
 
-The one idea: a streamer receives the new token of every row once per decoding step. It keeps the instant and the tensor,
-nothing more; the event loop collects them a few times per second and makes TokenEvents of them, so that observing costs the
-generating thread about a microsecond per step and wakes nobody.
+The one idea: every keyword is the engine's, reaches it untouched and is read back from what it made. How tokens are seen is
+in `_static` and `_continuous`, which know nothing of the engine's arguments.
 
 Tokens: the end-of-sequence token of a row counts as an output token (it was computed); what is generated to fill up a
 finished row (padding) does not. On Apple's MPS, release 5 hands tokens over one step late.
 
-Not covered: requests that arrive while others run (`concurrent` is False: a static batch has no scheduler), beam search.
+Two keywords of `load` are lem_kit's, the rest are from_pretrained's:
+    continuous_batching   True, or a dict of arguments of the engine's ContinuousBatchingConfig: requests join and leave the
+                          running batch (`concurrent` is True), see `_continuous`. Else each call is one static batch.
+    assistant_model       a name, a folder or a loaded model: the draft model of assisted decoding, for every request
+
+Not covered: beam search; sampling that differs between requests of one batch.
 """
 
 from __future__ import annotations
 
-import asyncio
+import copy
+import dataclasses
+import functools
 import inspect
 import os
 import re
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
-from transformers.generation.streamers import BaseStreamer
 
 from .. import models
-from ..errors import LemError, nearest
+from ..errors import LemError, Unavailable, nearest
 from ..measurement import Request, TokenEvent, jsonable
+from . import _hub, _readback
+from ._continuous import Asked, Continuous
+from ._static import Static, Steps, Stopped
 
-DRAIN_S = 0.03  # how often the event loop looks for new tokens; their instants are taken in the worker, not here
-_HUB_KEYWORDS = (
-    "cache_dir", "gguf_file", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code",
-)  # fmt: skip
 _PLACING_KEYWORDS = ("device_map", "device_mesh", "distributed_config", "tp_plan", "tp_size")
+_OUR_KEYWORDS = ("assistant_model", "continuous_batching")
 _OWN_OPTIONS = {"attention_mask", "input_ids", "inputs", "inputs_embeds", "max_new_tokens", "streamer"}
-_CONFIG_FACTS = {
-    "vocabulary": "vocab_size", "layers": "num_hidden_layers", "hidden_size": "hidden_size",
-    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_size": "head_dim",
-}  # fmt: skip
 
 
 def load(model: str, **engine_args: Any) -> Transformers:
@@ -48,105 +45,168 @@ def load(model: str, **engine_args: Any) -> Transformers:
 
     Without a placement of the user's (`device_map` and the like) the model goes to the GPU if there is one.
     """
+    requested = _readback.requested(engine_args)  # now: the engine changes what it is given, max_memory for one
+    assistant, continuous = (engine_args.pop(name, None) for name in _OUR_KEYWORDS)
+    batching = _batching(continuous)
+    if batching is not None and assistant is not None:
+        raise LemError("Continuous batching has no assisted decoding: leave out assistant_model or continuous_batching.")
     path = models.resolve(model)
-    hub = {name: engine_args[name] for name in _HUB_KEYWORDS if name in engine_args}
-    if not os.path.isdir(path) and "local_files_only" not in hub and not _hub_answers():
-        hub["local_files_only"] = True
-    placing = {}
+    hub = _hub.keywords(path, engine_args)
+    placing, placed_by = {}, "transformers"
     if torch.cuda.is_available() and not any(name in engine_args for name in _PLACING_KEYWORDS):
-        placing = {"device_map": "cuda"}
+        placing, placed_by = {"device_map": "cuda"}, "lem_kit: no device_map was given and CUDA is available"
+    loaded = _pretrained(model, path, {**placing, **hub, **engine_args})
     with models.quiet_loading():
-        config = engine_args["config"] if "config" in engine_args else _read_config(model, path, hub)
-        try:
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(path, **placing, **{**hub, **engine_args})
-        except TypeError as error:  # a keyword that nobody takes ends at the model's class, before weights are read
-            name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if not name or name[1] not in engine_args:
-                raise
-            known = _engine_keywords(config)
-            raise LemError(
-                f"transformers does not know the engine argument '{name[1]}': {nearest(name[1], known)}"
-            ) from error
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left", **hub)
-    if isinstance(loaded, tuple):  # output_loading_info=True
-        loaded = loaded[0]
-    facts = _facts(model, path, hub, loaded, engine_args, placed_by_us=bool(placing))
-    return Transformers(loaded.eval(), tokenizer, facts)
+    # The checkpoint may propose to sample; a measurement is greedy unless the user says otherwise.
+    if "generation_config" not in engine_args:
+        loaded.generation_config.do_sample = False
+    attention = getattr(loaded.config, "_attn_implementation", None)
+    engine = None if batching is None else Continuous(_manager(loaded, batching))
+    facts = {
+        "engine": "transformers",
+        "version": transformers.__version__,
+        "torch": torch.__version__,
+        "model": _readback.of_model(loaded, model, _hub.commit(path, hub)),
+        "requested": requested,
+        "effective": _readback.effective(loaded, placed_by),
+    }
+    if engine is not None:
+        facts["effective"]["attn_implementation_as_loaded"] = attention
+        facts["effective"]["continuous_batching"] = jsonable(vars(engine.manager.continuous_batching_config))
+    backend = Transformers(loaded, tokenizer, facts, engine)
+    if assistant is not None:
+        backend.assist(assistant)
+    return backend
 
 
 class Transformers:
-    """A loaded model and the one thread that runs it."""
+    """A loaded model, and the one thread that runs it: ours for static batches, the engine's for continuous batching."""
 
     name = "transformers"
-    concurrent = False
 
-    def __init__(self, model: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, facts: dict[str, Any], continuous: Continuous | None = None) -> None:
+        self.concurrent = continuous is not None
         self._model = model
         self._tokenizer = tokenizer
         self._facts = facts
-        self._steps = _Steps()
-        # One thread for the backend's life: a new one per call would pay for its own start and for CUDA's.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lem_kit-transformers")
+        self._continuous = continuous
+        self._static = Static(f"lem_kit-{self.name}")
+        self._assistant: Any = None
+        self._assistants: dict[str, Any] = {}
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
-        """One static batch. Requests of a batch share max_new_tokens, fixed_length and options."""
+    def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        """One static batch, whose requests share max_new_tokens, fixed_length and options; or requests for the running
+        batch, each with its own."""
+        return self._join(requests) if self.concurrent else self._batch(requests)
+
+    def _batch(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
         options = self._options(requests)
-        steps = self._steps = _Steps()
+        run = functools.partial(self._run, list(requests), options)
         stop_ids = _ids(self._setting(options, "eos_token_id"))
-        rows = [_Row(index, requests[0].max_new_tokens, stop_ids) for index in range(len(requests))]
-        running = asyncio.wrap_future(self._worker.submit(self._run, list(requests), options, steps))
-        try:
-            finished = False
-            while not finished:
-                finished = bool((await asyncio.wait({running}, timeout=DRAIN_S))[0])
-                while steps.seen:
-                    t_ns, tokens = steps.seen.popleft()
-                    # A step is (rows,), or (1, k) when assisted decoding accepts k tokens of a single row.
-                    for row, new in zip(rows, tokens.tolist()):
-                        if not row.ended:
-                            yield row.event(t_ns, new if isinstance(new, list) else [new], steps.prompt_tokens)
-            running.result()
-            if steps.stop:
-                raise LemError("This backend was closed while it was generating.")
-            for row in rows:
-                if not row.begun:
-                    raise LemError("transformers handed over no token: these options (a paged cache?) do not stream.")
-                if not row.ended:  # by a criterion of the user's: stop_strings, max_time, ...
-                    yield TokenEvent(row.index, 0, finish_reason="stop")
-        finally:
-            steps.stop = True
-            if not running.done():
-                await asyncio.wait({running})
-            running.exception()  # seen, so that asyncio does not report it as lost when the caller left early
+        return self._static.generate(run, len(requests), requests[0].max_new_tokens, stop_ids)
 
-    def _run(self, requests: list[Request], options: dict[str, Any], steps: _Steps) -> None:
+    def _run(self, requests: list[Request], options: dict[str, Any], steps: Steps) -> None:
         """In the worker thread: tokenise, pad on the left, generate."""
-        rows = [list(r.prompt_token_ids) if r.prompt_token_ids else self._tokenizer(r.prompt).input_ids for r in requests]
+        rows = self._encode(requests)
         steps.prompt_tokens = [len(row) for row in rows]
-        vocabulary = self._facts["model"]["vocabulary"]
-        if vocabulary and any(not 0 <= i < vocabulary for row in rows for i in row):
-            raise LemError(f"A prompt holds a token id outside the model's vocabulary of {vocabulary}; use ids below that.")
+        if isinstance(options.get("assistant_model"), str):
+            options["assistant_model"] = self._draft(options["assistant_model"])
         longest = max(steps.prompt_tokens)
         padding = options.get("pad_token_id") or 0
         ids = [[padding] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         device = self._model.device
-        tensors = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+        lack = None
         try:
+            tensors = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
             self._model.generate(**tensors, streamer=steps, **options)
-        except _Stopped:
+        except Stopped:
             pass
         except ValueError as error:  # said before anything is generated
             name = re.search(r"`model_kwargs` are not used by the model: \['(\w+)'", str(error))
             if not name:
                 raise
-            known = [option for option in vars(transformers.GenerationConfig()) if not option.startswith("_")]
-            raise LemError(f"generate does not know the option '{name[1]}': {nearest(name[1], known)}") from error
+            raise LemError(
+                f"generate does not know the option '{name[1]}': {nearest(name[1], _generation_names())}"
+            ) from error
+        except RuntimeError as error:
+            if (lack := _lack_of_memory(str(error))) is None:
+                raise
+        if lack is not None:  # out here the tensors of the failed call are no longer held by its traceback
+            self._free_memory()
+            raise MemoryError(
+                f"{lack} Requests together: {len(rows)}, padded to {longest} + {options['max_new_tokens']} tokens."
+            )
+
+    async def _join(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        keywords = [self._keywords(request) for request in requests]
+        if any(request.prompt is not None for request in requests):  # the tokeniser must not hold up the other requests
+            rows = await self._static.submit(self._encode, requests)
+        else:
+            rows = self._encode(requests)
+        asked = [Asked(row, _ids(extra["eos_token_id"]), extra) for row, extra in zip(rows, keywords)]
+        assert self._continuous is not None
+        stream = self._continuous.generate(asked)
+        try:
+            async for event in stream:
+                yield event
+        except RuntimeError as error:
+            if (lack := _lack_of_memory(str(error))) is None:
+                raise
+            raise MemoryError(lack) from None
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    def _encode(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Token ids of each prompt. LemError for what the model cannot take."""
+        self._check_open()
+        rows = [list(r.prompt_token_ids) if r.prompt_token_ids else self._tokenizer(r.prompt).input_ids for r in requests]
+        vocabulary, context = self._facts["model"]["vocabulary"], self._facts["model"]["context"]
+        for request, row in zip(requests, rows):
+            if vocabulary and max(row) >= vocabulary:
+                raise LemError(
+                    f"A prompt holds a token id outside the model's vocabulary of {vocabulary}; use ids below that."
+                )
+            if context and len(row) + request.max_new_tokens > context:
+                raise LemError(
+                    f"A request of {len(row)} prompt tokens and {request.max_new_tokens} new ones does not fit into the "
+                    f"model's context of {context} tokens: shorten the prompt, or lower max_new_tokens."
+                )
+        return rows
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise LemError("This backend is closed: load it again with lem_kit.load_backend.")
+
+    def _keywords(self, request: Request) -> dict[str, Any]:
+        """Keywords of the manager's add_request, checked. Sampling is the manager's: the engine takes one for all requests,
+        and per request only what it made adjustable (`per_request_processors`)."""
+        self._check_open()
+        assert self._continuous is not None
+        adjustable = getattr(self._continuous.manager.logit_processor, "supported_keys", None) or {}
+        known = {"eos_token_id", "streaming", *adjustable}
+        for name, value in request.options.items():
+            if name in _OWN_OPTIONS:
+                raise LemError(f"lem_kit sets the option '{name}' itself: use the fields of Request instead.")
+            if name not in known | _generation_names():
+                raise LemError(f"Continuous batching does not know the option '{name}': {nearest(name, known)}")
+            if name not in known and value != getattr(self._model.generation_config, name, None):
+                raise LemError(
+                    f"Continuous batching takes no '{name}' per request: what holds for all requests is given when loading, "
+                    "as generation_config=transformers.GenerationConfig(...)."
+                )
+        stop_ids = sorted(_ids(self._setting(request.options, "eos_token_id")))
+        # The engine ends nowhere when it is given no valid id, and that is how it is told to ignore the end of sequence.
+        return {
+            **{name: value for name, value in request.options.items() if name in known},
+            "max_new_tokens": request.max_new_tokens,
+            "eos_token_id": [-1] if request.fixed_length or not stop_ids else stop_ids,
+        }
 
     def _options(self, requests: Sequence[Request]) -> dict[str, Any]:
         """Keywords for model.generate, checked before anything runs."""
-        if self._model is None:
-            raise LemError("This backend is closed: load it again with lem_kit.load_backend.")
+        self._check_open()
         first = requests[0]
         for name in ("max_new_tokens", "fixed_length", "options"):
             if any(getattr(request, name) != getattr(first, name) for request in requests):
@@ -160,7 +220,9 @@ class Transformers:
         if first.fixed_length:
             options["min_new_tokens"] = first.max_new_tokens
         if not {"do_sample", "generation_config"} & options.keys():
-            options["do_sample"] = False
+            options["do_sample"] = self._model.generation_config.do_sample
+        if self._assistant is not None:
+            options.setdefault("assistant_model", self._assistant)
         if self._setting(options, "pad_token_id") is None:
             stop_ids = sorted(_ids(self._setting(options, "eos_token_id")))
             options["pad_token_id"] = next((i for i in (self._tokenizer.pad_token_id, *stop_ids) if i is not None), 0)
@@ -176,6 +238,12 @@ class Transformers:
                 "stop_strings and stopping_criteria need one request per call: in a batch, transformers does not tell "
                 "which row they have ended, and padding would be counted as output."
             )
+        assisted = options.get("assistant_model") is not None or self._setting(options, "prompt_lookup_num_tokens")
+        if assisted and len(requests) > 1:
+            raise LemError(
+                "Assisted decoding (assistant_model, prompt_lookup_num_tokens) takes one request at a time: use "
+                "arrivals=lem.traffic.batches(1)."
+            )
         return options
 
     def _setting(self, options: Mapping[str, Any], name: str) -> Any:
@@ -185,61 +253,120 @@ class Transformers:
         value = getattr(options.get("generation_config"), name, None)
         return getattr(self._model.generation_config, name, None) if value is None else value
 
+    def assist(self, assistant: Any) -> None:
+        """Use a draft model, by name or loaded, for every request that does not name another."""
+        self._assistant = self._draft(assistant)
+
+    def _draft(self, assistant: Any) -> Any:
+        """A model for assisted decoding on the device of the model, in its dtype; loaded once."""
+        known = assistant if isinstance(assistant, str) else getattr(assistant, "name_or_path", type(assistant).__name__)
+        if known not in self._assistants:
+            revision = None
+            if isinstance(assistant, str):
+                path = models.resolve(assistant)
+                hub = _hub.keywords(path, {})
+                assistant = _pretrained(known, path, {**hub, "dtype": self._model.dtype}).to(self._model.device)
+                revision = _hub.commit(path, hub)
+            self._assistants[known] = assistant
+            self._facts.setdefault("assistants", []).append(_readback.of_model(assistant, known, revision))
+        return self._assistants[known]
+
     def describe(self) -> dict[str, Any]:
         return self._facts
 
+    def counters(self) -> dict[str, float]:
+        """Peaks of torch's allocator, summed over the GPUs that hold weights; with continuous batching, its occupancy."""
+        found: dict[str, float] = {}
+        gpus = [device for device in self._facts["effective"]["weight_bytes"] if device.startswith("cuda")]
+        if gpus and self._model is not None:
+            found["peak_memory_bytes"] = float(sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus))
+            found["peak_reserved_memory_bytes"] = float(sum(torch.cuda.max_memory_reserved(gpu) for gpu in gpus))
+            for gpu in gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
+        return found if self._continuous is None else {**found, **self._continuous.counters()}
+
     def close(self) -> None:
-        self._steps.stop = True
-        self._worker.shutdown(wait=True)
-        self._model = self._tokenizer = None
+        if self._continuous is not None and self._model is not None:
+            self._continuous.close()
+        self._static.close()
+        self._model = self._tokenizer = self._assistant = None
+        self._assistants.clear()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
-class _Stopped(Exception):
-    """Raised inside `generate` to leave it at the next token."""
+def _batching(asked: Any) -> dict[str, Any] | None:
+    """Arguments of the engine's ContinuousBatchingConfig; None for static batches."""
+    if asked is None or asked is False:
+        return None
+    known = getattr(transformers, "ContinuousBatchingConfig", None)
+    if known is None:
+        raise LemError(
+            f"Continuous batching needs transformers 5.17 or newer, and this is {transformers.__version__}: "
+            "pip install -U transformers, or leave out continuous_batching."
+        )
+    names = {field.name for field in dataclasses.fields(known)}
+    if asked is not True and not isinstance(asked, Mapping):
+        raise LemError(f"continuous_batching= takes True or a dict of arguments of ContinuousBatchingConfig: got {asked!r}.")
+    # Prompts that share a beginning would be measured as if part of them cost nothing; another attention than the one
+    # asked for would be measured under its name. The engine does both unless told.
+    given = {"allow_block_sharing": False, **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in names else {})}
+    given.update({} if asked is True else asked)
+    for name in given.keys() - names:
+        raise LemError(f"Continuous batching does not know the argument '{name}': {nearest(name, names)}")
+    return given
 
 
-class _Steps(BaseStreamer):
-    """What the generating thread leaves behind: an instant and a tensor of tokens per decoding step."""
-
-    def __init__(self) -> None:
-        self.seen: deque[tuple[int, Any]] = deque()
-        self.prompt_tokens: list[int] = []
-        self.stop = False
-        self._prompt_pending = True
-
-    def put(self, value: Any) -> None:
-        t_ns = time.monotonic_ns()
-        if self.stop:
-            raise _Stopped
-        if self._prompt_pending:  # the first put is the prompt itself
-            self._prompt_pending = False
-        else:
-            self.seen.append((t_ns, value))
-
-    def end(self) -> None:
-        pass
+def _manager(model: Any, batching: dict[str, Any]) -> Any:
+    """The engine's manager for `model`, not started."""
+    for name in ("num_beams", "num_return_sequences", "prompt_lookup_num_tokens"):
+        if (getattr(model.generation_config, name, None) or 1) != 1:
+            raise LemError(f"Continuous batching has no {name}: leave it out of generation_config, or use static batches.")
+    if model.device.type == "cpu":  # where the engine would size its cache and masks by the memory of the whole machine
+        batching = {"num_blocks": 64, "max_batch_tokens": 512, **batching}
+    attention = model.config._attn_implementation
+    if "auto_switch_to_flash" not in batching and attention in ("eager", "sdpa"):
+        model.set_attn_implementation(f"paged|{attention}")  # release 5.17 takes this for "do not switch"
+    config = transformers.ContinuousBatchingConfig(**batching)
+    return model.init_continuous_batching(copy.deepcopy(model.generation_config), config)
 
 
-class _Row:
-    """How far one request has come."""
+def _lack_of_memory(message: str) -> str | None:
+    """What to do about an error of the engine's, if it is about memory."""
+    if not re.search(r"out of memory|can't allocate memory|not enough memory", message, re.IGNORECASE):
+        return None
+    return (
+        f"out of memory ({message.strip().splitlines()[0]}): send fewer requests together, ask for fewer tokens, or load "
+        "the model with a smaller dtype or a quantization_config."
+    )
 
-    def __init__(self, index: int, max_new_tokens: int, stop_ids: set[int]) -> None:
-        self.index = index
-        self.begun = self.ended = False
-        self._missing = max_new_tokens
-        self._stop_ids = stop_ids
 
-    def event(self, t_ns: int, new: list[int], prompt_tokens: list[int]) -> TokenEvent:
-        """The event of one step; what follows an end-of-sequence token is not output."""
-        stop_at = next((i for i, token in enumerate(new) if token in self._stop_ids), None)
-        n_tokens = len(new) if stop_at is None else stop_at + 1
-        self._missing -= n_tokens
-        reason = "stop" if stop_at is not None else None if self._missing > 0 else "length"
-        facts = None if self.begun else prompt_tokens[self.index]
-        self.begun, self.ended = True, reason is not None
-        return TokenEvent(self.index, n_tokens, t_ns, prompt_tokens=facts, finish_reason=reason)
+@functools.cache
+def _generation_names() -> frozenset[str]:
+    return frozenset(name for name in vars(transformers.GenerationConfig()) if not name.startswith("_"))
+
+
+def _pretrained(name: str, path: str, keywords: dict[str, Any]) -> Any:
+    """The model, ready to generate; LemError where there is none, or for a keyword that nobody takes."""
+    with models.quiet_loading():
+        hub = {key: keywords[key] for key in _hub.KEYWORDS if key in keywords}
+        config = keywords["config"] if "config" in keywords else _read_config(name, path, hub)
+        try:
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(path, **keywords)
+        except TypeError as error:  # a keyword that nobody takes ends at the model's class, before weights are read
+            found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if not found or found[1] not in keywords:
+                raise
+            known = _engine_keywords(config) | set(_OUR_KEYWORDS)
+            raise LemError(
+                f"transformers does not know the engine argument '{found[1]}': {nearest(found[1], known)}"
+            ) from error
+        except ImportError as error:  # an attention or a quantisation whose package is not installed
+            raise Unavailable(f"transformers cannot load '{name}' as asked: {str(error).strip()}") from error
+    return (loaded[0] if isinstance(loaded, tuple) else loaded).eval()  # a tuple with output_loading_info=True
 
 
 def _ids(value: Any) -> set[int]:
@@ -262,25 +389,6 @@ def _read_config(model: str, path: str, hub: dict[str, Any]) -> Any:
         ) from error
 
 
-def _hub_answers() -> bool:
-    """One attempt by the Hub's own client, which would make six, and wait 23 seconds, for each file that is not cached."""
-    try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
-    except Exception:  # its class depends on the client's release
-        return False
-    return True
-
-
-def _commit(path: str, hub: dict[str, Any]) -> str | None:
-    """The commit of a Hub model, from the place of its file in the local Hub cache."""
-    if os.path.isdir(path):
-        return None
-    file = os.path.join(hub.get("subfolder") or "", hub.get("gguf_file") or "config.json").replace(os.sep, "/")
-    cached = huggingface_hub.try_to_load_from_cache(path, file, hub.get("cache_dir"), hub.get("revision"))
-    found = re.search(r"snapshots/([0-9a-f]{40})/", str(cached).replace(os.sep, "/"))
-    return found[1] if found else None
-
-
 def _engine_keywords(config: Any) -> set[str]:
     """What from_pretrained may take, to suggest a name. No list is published: it is read from signature and source."""
     known = set(config.to_dict()) if isinstance(config, transformers.PretrainedConfig) else set()
@@ -288,40 +396,3 @@ def _engine_keywords(config: Any) -> set[str]:
         known |= set(inspect.signature(owner.from_pretrained).parameters)
         known |= set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', inspect.getsource(owner.from_pretrained)))
     return {name for name in known if not name.startswith("_")} - {"pretrained_model_name_or_path", "model_args", "kwargs"}
-
-
-def _facts(
-    name: str, path: str, hub: dict[str, Any], model: Any, engine_args: dict[str, Any], placed_by_us: bool
-) -> dict[str, Any]:
-    """What was asked and what is loaded, read back from the loaded model."""
-    text = model.config.get_text_config()
-    quantization: Any = getattr(model.config, "quantization_config", None)
-    weights: dict[str, int] = {}
-    for parameter in model.parameters():
-        weights[str(parameter.device)] = weights.get(str(parameter.device), 0) + parameter.nbytes
-    return {
-        "engine": "transformers",
-        "version": transformers.__version__,
-        "torch": torch.__version__,
-        "model": {
-            "name": name,
-            "revision": _commit(path, hub),
-            "architecture": type(model).__name__,
-            "parameters": model.num_parameters(),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "quantization": jsonable(quantization.to_dict() if hasattr(quantization, "to_dict") else quantization),
-            **{ours: getattr(text, theirs, None) for ours, theirs in _CONFIG_FACTS.items()},
-        },
-        "requested": {key: "(not kept)" if key == "token" else jsonable(value) for key, value in engine_args.items()},
-        "effective": {
-            "attn_implementation": getattr(model.config, "_attn_implementation", None),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
-            "device_map": jsonable(getattr(model, "hf_device_map", None)),
-            "placement": "lem_kit: no device_map was given and CUDA is available" if placed_by_us else "transformers",
-            # max_memory is not kept by the engine; what it leads to is: bytes of weights on each device.
-            "weight_bytes": weights,
-            # In force unless a request's options say otherwise: greedy, whatever the checkpoint proposes.
-            "generation": {**jsonable(model.generation_config.to_diff_dict()), "do_sample": False},
-        },
-    }

@@ -4,7 +4,7 @@ The one idea: two figures for each board, from two roads out of the driver. `nvm
 (Volta and newer); whether a board has it is asked of the board, and whether it counts is seen. `nvml_power:gpuN` is the
 integral of power: of the samples that the driver keeps (one every 20 ms on an H100, each a mean over the time since the
 one before), or else of the power that it shows. `describe()["power_from"]` says which, because they differ: the "instant"
-power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is mostly a mean of the last second.
+power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is a mean of the last second on most.
 
 `open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place. LEM_KIT_CALIBRATION names a JSON file
 {"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what this board's sensor shows = gain * true power + offset_w.
@@ -30,12 +30,13 @@ from . import EnergySource, Reading, SourceError
 # The gain of a board's sensor is off by so much (Yang, Adamek and Armour, SC24: 5 % typical, 13 % at most). It is the same
 # in every run on one board, so it is stated beside the interval and not in it.
 GAIN_ERROR = 0.05
-# Samples and counter of one board come from one sensor; beside the counter, integrals of samples are this exact.
-SAMPLES_ERROR = 0.01
-# The power fields look at a part of the time only, or at a mean of a second.
-FIELD_ERROR = 0.05
-SAMPLES_INTERVAL_S = 0.4  # the driver keeps 2.4 s of them
-MEMORY_INTERVAL_NS = 1_000_000_000  # this call takes up to 8 ms on a busy board
+# Against the counter, integrals of samples were within 1 % on an H100, but off by up to 9 % (once 23 %) under loads in step
+# with the samples, as decoding can be.
+SAMPLES_ERROR = 0.1
+# The instant field looks at a quarter of the time: it was off by up to 45 % there under such loads (docs/gpu.md).
+FIELD_ERROR = 0.4
+SAMPLED_EVERY_S = 0.3  # how often a board is asked that keeps samples of its power (2.4 s of them on an H100)
+SLOW_INTERVAL_NS = 1_000_000_000
 
 
 def open_source(argument: str | None = None) -> EnergySource:
@@ -93,7 +94,7 @@ class NvmlSource:
         self._open = True
         self._opened_ns = clock()
         self._latest: dict[str, int] = {}  # time stamp of the newest sample of each board, us of the driver's clock
-        self._memory_ns = 0
+        self._slow_ns = 0
         everyone, skipped = _boards(nvml, _calibrations())
         chosen = _choose(nvml, everyone, wanted)
         self._boards = {f"gpu{board.number}": board for board, _ in chosen}
@@ -110,7 +111,7 @@ class NvmlSource:
         if not domains and not integrals:
             raise Unavailable("NVML: " + ("; ".join(skipped.values()) or "the driver is here, but no GPU"))
         # Samples hold every instant, so the other gauges need not be asked so often; without them power must be.
-        self.gauges_interval_s = 0.2 if len(self._sampled) == len(self._boards) else 0.0
+        self.gauges_interval_s = SAMPLED_EVERY_S if len(self._sampled) == len(self._boards) else 0.0
         seen = {board.uuid for board, _ in chosen}
         self._facts: dict[str, Any] = {
             "driver_version": nvml.nvmlSystemGetDriverVersion(),
@@ -174,11 +175,11 @@ class NvmlSource:
 
     def gauges(self) -> dict[str, float]:
         values: dict[str, float] = {}
-        with_memory = self._clock() - self._memory_ns >= MEMORY_INTERVAL_NS
-        if with_memory:
-            self._memory_ns = self._clock()
+        with_slow = self._clock() - self._slow_ns >= SLOW_INTERVAL_NS
+        if with_slow:
+            self._slow_ns = self._clock()
         for key, gauge in self._ways:
-            if (gauge == "memory_used_bytes" and not with_memory) or (gauge == "power_w" and key in self._sampled):
+            if (gauge in _SLOW and not with_slow) or (gauge == "power_w" and key in self._sampled):
                 continue
             value = self._ask(key, gauge)
             if value is not None:
@@ -199,7 +200,7 @@ class NvmlSource:
         return (value - board.offset_w) / board.gain if value is not None and gauge == "power_w" else value
 
     def samples(self) -> dict[str, list[tuple[int, float]]]:
-        """Power since the last call, W. The driver stamps its samples with the wall clock; here they get ours."""
+        """Power since the last call, W. The driver stamps them with the wall clock, which is set against ours here."""
         found: dict[str, list[tuple[int, float]]] = {}
         for key in self._sampled & self._boards.keys():
             board = self._boards[key]
@@ -359,7 +360,7 @@ def _topology(nvml: Any, boards: Sequence[_Board]) -> dict[str, str]:
 
 
 def _cuda_devices() -> dict[str, str]:
-    """CUDA's number of each device -> its UUID, where torch has CUDA running in this process already."""
+    """CUDA's number of each device -> its UUID, where torch runs CUDA in this process; it is not started for this."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is None or not cuda.is_initialized():
         return {}
@@ -457,6 +458,8 @@ def _read_samples(nvml: Any, handle: Any, after_us: int) -> list[tuple[int, floa
     return [(us, watts) for us, watts in points if us > after_us]
 
 
+# Asked once a second: the first takes up to 8 ms on a busy board, the others change little.
+_SLOW = ("memory_used_bytes", "memory_utilization", "memory_clock_hz")
 # Bits of the reasons for low clocks that slow a board down against the user's will: hardware, heat, power brake.
 _THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 _POWER_CAPPED = 0x4
@@ -471,10 +474,10 @@ _GAUGES: Mapping[str, tuple[Callable[[Any, Any], float], ...]] = {
         lambda n, h: float(n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
     ),
     "sm_utilization": (lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100,),
-    "memory_utilization": (lambda n, h: n.nvmlDeviceGetUtilizationRates(h).memory / 100,),
     "sm_clock_hz": (lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM) * 1e6,),
-    "memory_clock_hz": (lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM) * 1e6,),
     "memory_used_bytes": (lambda n, h: float(n.nvmlDeviceGetMemoryInfo(h).used),),
+    "memory_utilization": (lambda n, h: n.nvmlDeviceGetUtilizationRates(h).memory / 100,),
+    "memory_clock_hz": (lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM) * 1e6,),
     "throttle_reasons": (
         lambda n, h: float(n.nvmlDeviceGetCurrentClocksEventReasons(h)),
         lambda n, h: float(n.nvmlDeviceGetCurrentClocksThrottleReasons(h)),

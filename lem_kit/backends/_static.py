@@ -1,0 +1,118 @@
+"""One static batch at a time, in one worker thread.
+
+The one idea: a streamer receives the new token of every row once per decoding step. It keeps the instant and the tensor,
+nothing more; the event loop collects them ten times per second and makes TokenEvents of them, so that observing costs the
+generating thread about a microsecond per step and wakes nobody.
+
+Not covered: what the engine is asked for (the backend, which passes in the call to run); requests that arrive while others
+run (`_continuous`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..errors import LemError
+from ..measurement import TokenEvent
+
+DRAIN_S = 0.1  # how often the event loop looks for new tokens; their instants are taken in the worker, not here
+
+
+class Static:
+    """The one thread that runs a model, for the life of a backend: a new one per call would pay for its own start and for
+    CUDA's. `name` is the thread's."""
+
+    def __init__(self, name: str) -> None:
+        self._steps = Steps()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Have the thread do something else in its turn."""
+        return asyncio.wrap_future(self._worker.submit(work, *args))
+
+    async def generate(
+        self, run: Callable[[Steps], None], count: int, max_new_tokens: int, stop_ids: Collection[int]
+    ) -> AsyncIterator[TokenEvent]:
+        """The events of `count` rows while `run` generates them with the streamer that it is given."""
+        steps = self._steps = Steps()
+        rows = [_Row(index, max_new_tokens, stop_ids) for index in range(count)]
+        running = self.submit(run, steps)
+        try:
+            finished = False
+            while not finished:
+                finished = bool((await asyncio.wait({running}, timeout=DRAIN_S))[0])
+                while steps.seen:
+                    t_ns, tokens = steps.seen.popleft()
+                    # A step is (rows,), or (1, k) when assisted decoding accepts k tokens of a single row.
+                    for row, new in zip(rows, tokens.tolist()):
+                        if not row.ended:
+                            yield row.event(t_ns, new if isinstance(new, list) else [new], steps.prompt_tokens)
+            running.result()
+            if steps.stop:
+                raise LemError("This backend was closed while it was generating.")
+            for row in rows:
+                if not row.begun:
+                    raise LemError("The engine handed over no token: these options (a paged cache?) do not stream.")
+                if not row.ended:  # by a criterion of the user's: stop_strings, max_time, ...
+                    yield TokenEvent(row.index, 0, finish_reason="stop")
+        finally:
+            steps.stop = True
+            if not running.done():
+                await asyncio.wait({running})
+            running.exception()  # seen, so that asyncio does not report it as lost when the caller left early
+
+    def close(self) -> None:
+        """Stop at the next token; what was running ends with an error."""
+        self._steps.stop = True
+        self._worker.shutdown(wait=True)
+
+
+class Stopped(Exception):
+    """Raised inside `generate` to leave it at the next token."""
+
+
+class Steps:
+    """What the generating thread leaves behind: an instant and a tensor of tokens per decoding step."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[int, Any]] = deque()
+        self.prompt_tokens: list[int] = []
+        self.stop = False
+        self._prompt_pending = True
+
+    def put(self, value: Any) -> None:
+        t_ns = time.monotonic_ns()
+        if self.stop:
+            raise Stopped
+        if self._prompt_pending:  # the first put is the prompt itself
+            self._prompt_pending = False
+        else:
+            self.seen.append((t_ns, value))
+
+    def end(self) -> None:
+        pass
+
+
+class _Row:
+    """How far one request has come."""
+
+    def __init__(self, index: int, max_new_tokens: int, stop_ids: Collection[int]) -> None:
+        self.index = index
+        self.begun = self.ended = False
+        self._missing = max_new_tokens
+        self._stop_ids = stop_ids
+
+    def event(self, t_ns: int, new: list[int], prompt_tokens: list[int]) -> TokenEvent:
+        """The event of one step; what follows an end-of-sequence token is not output."""
+        stop_at = next((i for i, token in enumerate(new) if token in self._stop_ids), None)
+        n_tokens = len(new) if stop_at is None else stop_at + 1
+        self._missing -= n_tokens
+        reason = "stop" if stop_at is not None else None if self._missing > 0 else "length"
+        facts = None if self.begun else prompt_tokens[self.index]
+        self.begun, self.ended = True, reason is not None
+        return TokenEvent(self.index, n_tokens, t_ns, prompt_tokens=facts, finish_reason=reason)
