@@ -361,11 +361,12 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     domain = trace.domains[key]
     near = trace.gauges.get(domain.gauge or "", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
     t, p = near.t_ns, near.value
+    device = (domain.gauge or key).rpartition(".")[0]
     if not t or t[0] > t0_ns:
-        return _unknown(_failure(trace, key, t) or "source_starting")
+        return _unknown(_failure(trace, device, t) or "source_starting")
     step_ns = median(b - a for a, b in itertools.pairwise(t)) if len(t) > 2 else math.inf
     if t1_ns - t[-1] > 3 * step_ns:
-        return _unknown(_failure(trace, key, t) or "no_reading")
+        return _unknown(_failure(trace, device, t) or "no_reading")
     first, end = bisect_right(t, t0_ns) - 1, min(bisect_left(t, t1_ns) + 1, len(t))
     if end - first < 3:
         return _unknown("too_short")
@@ -375,10 +376,9 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         samples = Samples(near)
         joules = samples.sum_to(t1_ns) - samples.sum_to(t0_ns)
         noise = math.hypot(samples.around(t0_ns)[1], samples.around(t1_ns)[1])
-        beside = domain.gauge.removesuffix(".power_w") if domain.gauge else ""
-        if beside in trace.counters:  # the counter of the same device shows what the samples miss
-            series = trace.counters[beside].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
-            course = Course(trace, beside, series, t0_ns, t1_ns)
+        if device in trace.counters:  # the counter of the same device shows what the samples miss
+            series = trace.counters[device].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
+            course = Course(trace, device, series, t0_ns, t1_ns)
             noise = math.hypot(noise, 1.96 * course.unexplained_j)
     else:
         points = [
