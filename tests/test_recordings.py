@@ -1,4 +1,4 @@
-"""Runs recorded on an H100 (`data/h100`): their traces give their energies again, and can be played back as hardware."""
+"""Runs recorded on an H100 (`data/example/h100`): their traces give their energies again, and can be played back as hardware."""
 
 from __future__ import annotations
 
