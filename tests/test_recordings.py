@@ -1,4 +1,4 @@
-"""Runs recorded on an H100 (`data/h100`): their traces give their energies again, and can be played back as hardware."""
+"""Runs recorded on an H100 (`data/example/h100`): their traces give the energies again, and play back as hardware."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lem_kit.energy.replay import ReplaySource, load
 from lem_kit.measurement import Measurement
 from lem_kit.session import energy
 
-FOLDER = ROOT / "data" / "h100"
+FOLDER = ROOT / "data" / "example" / "h100"
 RUNS = {m.label: m for m in store.runs(FOLDER)}
 SQUARE = "sensor square, 1000 ms"
 
