@@ -5,8 +5,8 @@
 The one idea: machines drift, so bare calls and calls through lem_kit are made in pairs, in random order within each pair, on
 one loaded model, and only ratios within pairs are averaged. `ratio` is tokens per second through lem_kit / bare: 1 costs
 nothing. Its interval is Student's, 95 %, on the logarithms. The same is given of the process's CPU time, which other work on
-the machine disturbs less; `--threads 1` makes both steadier where the machine is shared. "own" is the share of CPU time that
-lem_kit's own threads took: steadier still, but blind to what they cost the engine's thread.
+the machine disturbs less; `--threads 1` makes both steadier where the machine is shared. "own" is the share of that time
+which lem_kit's own threads took: steadier still, but blind to what they cost the engine's thread.
 
 Continuous batching is compared with bare calls of the engine's manager, and, for information, with static batches of the
 same requests: other work is done there, so that one is no overhead.

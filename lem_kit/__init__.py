@@ -16,7 +16,7 @@ _HOMES = {
     "load": "store",
     "frame": "store",
 }
-_MODULES = ("flops", "goodput", "metrics", "models", "prompts", "report", "steady", "traces", "traffic")
+_MODULES = ("flops", "goodput", "metrics", "models", "phases", "prompts", "report", "steady", "traces", "traffic")
 __all__ = [*_HOMES, *_MODULES]
 
 

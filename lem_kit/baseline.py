@@ -1,8 +1,8 @@
 """Idle baselines: what a machine draws before the work whose energy is wanted, and net energy above it.
 
-The one idea: three kinds of idle cost different power and answer different questions: "bare" (no process of ours on the GPU),
-"context" (CUDA is running, no model), "engine" (the model is loaded and waits). Gross energy is what was measured; net is what
-is left above a baseline, and may be negative: then the baseline was not one, and hiding that would hide it.
+The one idea: three kinds of idle cost different power and answer different questions: "bare" (no process of ours on the
+GPU), "context" (CUDA is running, no model), "engine" (the model is loaded and waits). Gross energy is what was measured; net
+is what is left above a baseline, and may be negative: then the baseline was not one, and hiding that would hide it.
 
     net   = E - P_idle * t
     u_net = sqrt(u_E^2 + (u_P * t)^2)         u_P: spread between seconds of idling, and the meter's own interval
@@ -12,6 +12,7 @@ Not covered: taking a baseline (`Session.idle`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ def _power(idle: Measurement, key: str, edges: Sequence[int]) -> Power | None:
     if whole.joules is None or whole.uncertainty_j is None:
         return None
     spread = 0.0
-    parts = [energy_between(idle.trace, key, a, b) for a, b in zip(edges, edges[1:])]
+    parts = [energy_between(idle.trace, key, a, b) for a, b in itertools.pairwise(edges)]
     watts = [part.joules / (b - a) * 1e9 for part, a, b in zip(parts, edges, edges[1:]) if part.joules is not None]
     if len(watts) > 1:
         spread = student_t(len(watts) - 1) * stdev(watts) / math.sqrt(len(watts))
@@ -73,7 +74,9 @@ def chosen(m: Measurement, baseline: Measurement | str | None = None) -> dict[st
 
 
 def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
-    """Codes that speak against using `baseline` for `m`: another device, another day, another temperature, too much spread."""
+    """Codes that speak against using `baseline` for `m`: another device, day or temperature, or too much spread."""
+    from . import metrics
+
     codes = []
     labels = {key: domain.label for key, domain in m.trace.domains.items()}
     other = any(labels.get(key, label) != label for key, label in baseline["labels"].items())
@@ -83,6 +86,8 @@ def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
     apart = [abs(gauges[key]["min"] - degrees) for key, degrees in baseline["temperature_c"].items() if key in gauges]
     if apart and max(apart) > LARGEST_TEMPERATURE_C:
         codes.append("baseline_temperature")
-    if any(p["half_width"] > LARGEST_SPREAD * p["watts"] for key, p in baseline["power_w"].items() if key in m.energy):
+    total = metrics.energy_j(m)
+    used = [p for key, p in baseline["power_w"].items() if total is not None and key in total.keys]
+    if any(p["half_width"] > LARGEST_SPREAD * p["watts"] for p in used):
         codes.append("baseline_unsteady")
     return codes

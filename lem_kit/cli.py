@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="what can be measured and run here, and why the rest cannot")
+    doctor.add_argument("--overhead", action="store_true", help="measure what the meters themselves cost (half a minute)")
     doctor.set_defaults(command=_doctor)
 
     study = commands.add_parser("study", help="run the notebooks of a study").add_subparsers(required=True, metavar="run")
@@ -73,6 +74,13 @@ def _doctor(options: argparse.Namespace) -> int:
     print("\nBackends")
     for name in backend_names():
         print(f"  {name:<14} {_backend_state(name)}")
+    if options.overhead:
+        from . import overhead
+
+        cost = overhead.measure()
+        print(f"\nOverhead of the meters ({', '.join(cost.sources) or 'none open'}), {cost.pairs} pairs: {cost.work}")
+        print(f"  time lost  {100 * cost.share:+.2f} % ± {100 * cost.half_width:.2f} %")
+        print(f"  sampler    {100 * cost.cpu_share:.2f} % of a core")
     return 0
 
 

@@ -1,8 +1,9 @@
 """Energy between two instants, with its uncertainty.
 
 The one idea: between two knots of a counter the energy is known but not its course. The course is taken from power samples
-where they are dense enough, scaled so that each cell keeps the counter's energy; else from the mean powers of the cells
-around it. What that leaves open at the two edges of a window, and the doubt about the instants of the knots, is the interval.
+where they are dense enough, scaled so that each cell keeps the counter's energy; else the power is taken to be steady there.
+What that leaves open at the two edges of a window, how far samples and counter differ from cell to cell, and the doubt about
+the instants of the knots, is the interval.
 
 Not covered: gain and offset errors of the sensor itself, which no software can see (about 5 %, up to 13 % on some GPU
 boards: Yang et al., "Accurate and Convenient Energy Measurements for GPUs", SC24).
@@ -25,8 +26,14 @@ from .trace import Series, Trace
 NEARBY_NS = 3_000_000_000
 # Power samples shape a cell when at least this many of them lie in it.
 DENSE = 3
+# Fewer cells than this tell nothing about how far counter and samples differ.
+LEAST_CELLS = 8
 # How far samples of power and updates of the counter may be apart in time.
 LAG_NS = 3_000_000
+# A change of power is a step when it is so many times larger than the changes beside it.
+STEEP = 3.0
+# How much a burst inside one cell of the counter may exceed what the cell's mean power shows of it.
+PEAK = 3.0
 # A counter that shows one value for so many periods is stuck.
 STUCK_PERIODS = 5
 
@@ -57,7 +64,8 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         shape  = spread * f * (1 - f) * T                 f: how far t lies in the piece of length T that S cannot resolve
         timing = |P(t1) - P(t0)| * h                      when one grid gives all knots: a shift moves both edges alike
                = hypot(P(t0) * h0, P(t1) * h1)            otherwise; h: half-widths of the knots' instants
-        n      = sqrt(shape(t0)^2 + shape(t1)^2 + timing^2) + resolution
+        beyond = 1.96 rms(counter - samples) over cells   with samples, less what shape allows
+        n      = sqrt(shape(t0)^2 + shape(t1)^2 + 2 beyond^2 + timing^2) + resolution
         u      = sqrt(n^2 + (relative_error * E)^2)
 
     `spread` is the range of the powers around t: a load that switches between two powers a and b inside a piece makes
@@ -80,6 +88,9 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         return _unknown("counter_went_back")
     course = Course(trace, key, rising, t0_ns, t1_ns)
     edges = [course.edge(t_ns) for t_ns in (t0_ns, t1_ns)]
+    steps = domain.refresh_s is None or domain.refresh_s > 0.0  # else it has no period that it could miss
+    if steps and course.period_ns and _stuck(series.part(first, last + 1), STUCK_PERIODS * course.period_ns, t0_ns, t1_ns):
+        return _unknown("counter_stuck")
     if edges[0] is None or edges[1] is None:
         return _unknown("not_advancing")
     joules = edges[1].joules - edges[0].joules
@@ -97,8 +108,6 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     gap_ns = max(10 * trace.interval_s * 1e9, 2.5 * course.period_ns)
     if any(b - a > gap_ns for a, b in itertools.pairwise(stamps)):
         reasons.append("sampling_gap")
-    if _stuck(series.part(first, last + 1), STUCK_PERIODS * course.period_ns, t0_ns, t1_ns):
-        return _unknown("counter_stuck")
     noise = math.hypot(edges[0].shape_j, edges[1].shape_j, course.timing_j(edges[0], edges[1], joules)) + domain.resolution_j
     if noise > joules:
         reasons.append("unresolved")
@@ -171,6 +180,30 @@ class Course:
             self.period_ns = max(self.period_ns, domain.refresh_s * 1e9)
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
         self._samples = Samples(gauge)
+        self.unexplained_j = self._disagreement_j()
+
+    def _disagreement_j(self) -> float:
+        """How far samples and counter differ from cell to cell beyond what the shapes of the pieces allow: updates that come
+        out of time, and a course too quick for the samples. Root of the mean square; 0 where there are too few cells."""
+        samples, rows = self._samples, []
+        for found, _ in self._sides:
+            for a, b in itertools.pairwise(found):
+                if self._dense(a, b):
+                    whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
+                    shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
+                    rows.append((b.joules - a.joules, whole, shapes[0] ** 2 + shapes[1] ** 2))
+        total = sum(whole for _, whole, _ in rows)
+        if len(rows) < LEAST_CELLS or total <= 0.0:
+            return 0.0
+        scale = sum(joules for joules, _, _ in rows) / total
+        beyond = [(joules - scale * whole) ** 2 - scale**2 * shape for joules, whole, shape in rows]
+        return math.sqrt(max(sum(beyond) / len(beyond), 0.0))
+
+    def _dense(self, a: Knot, b: Knot) -> bool:
+        """Whether power was sampled often enough between two knots to tell its course there."""
+        t = self._samples.t_ns
+        first, end = bisect_right(t, a.t_ns), bisect_left(t, b.t_ns)
+        return end - first >= DENSE and first > 0 and end < len(t) and t[first] - t[first - 1] <= (b.t_ns - a.t_ns) / 2
 
     def timing_j(self, first: Edge, last: Edge, joules: float) -> float:
         """What the doubt about the knots' instants makes of the window's energy."""
@@ -196,7 +229,23 @@ class Course:
         seen = self._samples.t_ns
         first, end = bisect_left(seen, t_ns - int(3 * self.period_ns)), bisect_right(seen, t_ns + int(3 * self.period_ns))
         powers += [watts * 1e-9 for watts in self._samples.watts[first:end]]
-        return self._sampled(a, b, t_ns, half_ns) or _interpolated(a, b, t_ns, half_ns, powers)
+        return self._sampled(a, b, t_ns, half_ns) or self._interpolated(found, k, t_ns, half_ns, powers)
+
+    def points(self) -> tuple[list[tuple[float, float]], float]:
+        """Knots, and the samples that shape the cells between them (ns, J), from one to the next of which the course is
+        straight; and how far all of them may lie beside their true instants, alike (ns)."""
+        (found, grid), samples = self._sides[0], self._samples
+        points: list[tuple[float, float]] = []
+        for a, b in itertools.pairwise(found):
+            points.append((a.t_ns, a.joules))
+            inside = samples.t_ns[bisect_right(samples.t_ns, a.t_ns) : bisect_left(samples.t_ns, b.t_ns)]
+            if inside and self._sampled(a, b, inside[0], 0.0) is not None:
+                start, end = samples.sum_to(a.t_ns), samples.sum_to(b.t_ns)
+                scale = (b.joules - a.joules) / (end - start)
+                points += ((t_ns, a.joules + scale * (samples.sum_to(t_ns) - start)) for t_ns in inside)
+        points += ((knot.t_ns, knot.joules) for knot in found[-1:])
+        knots_ns = grid.half_ns if grid else median(knot.half_ns for knot in found) if found else 0.0
+        return points, knots_ns + (LAG_NS if len(points) > len(found) else 0)
 
     def _beyond(self, knot: Knot, power: float, powers: Sequence[float], t_ns: int) -> Edge | None:
         distance_ns = t_ns - knot.t_ns
@@ -210,9 +259,7 @@ class Course:
     def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float) -> Edge | None:
         """The course inside the cell from the samples of power in it; None if they are too few to tell."""
         samples = self._samples
-        t = samples.t_ns
-        first, end = bisect_right(t, a.t_ns), bisect_left(t, b.t_ns)
-        if end - first < DENSE or first == 0 or t[first] - t[first - 1] > (b.t_ns - a.t_ns) / 2:
+        if not self._dense(a, b):
             return None
         whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
         joules = b.joules - a.joules
@@ -221,10 +268,45 @@ class Course:
         scale = joules / whole
         power, piece_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
-        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS)
+        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * self.unexplained_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)))
+
+    def _interpolated(self, found: Sequence[Knot], k: int, t_ns: int, half_ns: float, powers: Sequence[float]) -> Edge:
+        """A steady power inside the cell, or a step from the power of the cell before to that of the cell after."""
+        a, b = found[k], found[k + 1]
+        length_ns = b.t_ns - a.t_ns
+        f = (t_ns - a.t_ns) / length_ns
+        power = _power(a, b)
+        spread = max(powers) - min(powers) + 0.1 * power
+        joules = a.joules + f * (b.joules - a.joules)
+        levels = [_power(*found[i : i + 2]) if 0 <= i < len(found) - 1 else None for i in range(k - 2, k + 3)]
+        before, left, _, right, after = levels
+        if right is None and self._samples.t_ns and self._samples.t_ns[-1] > b.t_ns:
+            right = self._samples.watts[-1] * 1e-9  # the cell after is not over: what the sensor shows stands for it
+        if left is not None and right is not None:
+            at = step(left if before is None else before, left, power, right, right if after is None else after)
+            if at is not None:
+                left_ns = min(f, at) * length_ns
+                joules = a.joules + left * left_ns + right * (f * length_ns - left_ns)
+                power = left if f < at else right
+            elif (power - left) * (power - right) > 0.0:  # a peak or a dip inside the cell is steeper than it shows
+                spread *= PEAK
+        return Edge(joules, spread * f * (1 - f) * length_ns, half_ns, (power, power))
+
+
+def step(before: float, left: float, mean: float, right: float, after: float) -> float | None:
+    """Where in a piece of power `mean` the load stepped from the power of the piece to the left to that of the piece to the
+    right (0 to 1), so that the piece keeps its energy; None where it is no step. (Harten's subcell resolution, 1989.)
+
+    Work begins and ends with steps, at the very instants where windows do: a steady power inside such pieces would take the
+    same part from every window.
+    """
+    jump = right - left
+    if abs(jump) <= STEEP * max(abs(left - before), abs(after - right)) or (mean - left) * (right - mean) <= 0.0:
+        return None
+    return (right - mean) / jump
 
 
 class Samples:
@@ -238,8 +320,13 @@ class Samples:
 
     def sum_to(self, t_ns: float) -> float:
         """Joules up to an instant; the last sample speaks for what follows it, too."""
-        j = min(bisect_left(self.t_ns, t_ns), len(self.t_ns) - 1)
-        return self._sums[j] - self.watts[j] * (self.t_ns[j] - t_ns) * 1e-9
+        t, p = self.t_ns, self.watts
+        j = min(bisect_left(t, t_ns), len(t) - 1)
+        if 2 <= j < len(t) - 2 and (at := step(*p[j - 2 : j + 3])) is not None:
+            piece_ns = t[j] - t[j - 1]
+            left_ns = min(t_ns - t[j - 1], at * piece_ns)
+            return self._sums[j - 1] + (p[j - 1] * left_ns + p[j + 1] * (t_ns - t[j - 1] - left_ns)) * 1e-9
+        return self._sums[j] - p[j] * (t[j] - t_ns) * 1e-9
 
     def around(self, t_ns: int) -> tuple[float, float]:
         """Power (J/ns) at an instant, and how much energy (J) the piece around it may have elsewhere than assumed.
@@ -255,15 +342,6 @@ class Samples:
         return p[j] * 1e-9, spread * 1e-9 * f * (1 - f) * piece_ns
 
 
-def _interpolated(a: Knot, b: Knot, t_ns: int, half_ns: float, powers: Sequence[float]) -> Edge:
-    """A steady power inside the cell."""
-    length_ns = b.t_ns - a.t_ns
-    f = (t_ns - a.t_ns) / length_ns
-    power = _power(a, b)
-    spread = max(powers) - min(powers) + 0.1 * power
-    return Edge(a.joules + f * (b.joules - a.joules), spread * f * (1 - f) * length_ns, half_ns, (power, power))
-
-
 def _power(a: Knot, b: Knot) -> float:
     return (b.joules - a.joules) / (b.t_ns - a.t_ns)
 
@@ -271,9 +349,11 @@ def _power(a: Knot, b: Knot) -> float:
 def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     """Energy in joules from sampled power, cut at the window's two edges, with the half-width of its 95 % interval.
 
-    values that are means since the one before:  pieces of steady power;  u = both edges' pieces (`Samples.around`)
-    values of an instant:                        trapezoids;              u = 1.96 s T / sqrt(n)
+    values that are means since the one before:  pieces of steady power;  u = both edges' pieces (`Samples.around`) and, with
+                                                 a counter beside, 1.96 rms(counter - samples) over its cells
+    values of an instant:                        trapezoids;              u = hypot(1.96 s T / sqrt(n), r d)
     s^2 = mean((P_j+1 - P_j)^2) / 2 over the n values: what the power does between one and the next, and a value misses
+    d: the shortest time from one new value to the next, by which it may be late at an edge; r: their range near the window
     """
     domain = trace.domains[key]
     near = trace.gauges.get(domain.gauge or "", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
@@ -292,6 +372,11 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         samples = Samples(near)
         joules = samples.sum_to(t1_ns) - samples.sum_to(t0_ns)
         noise = math.hypot(samples.around(t0_ns)[1], samples.around(t1_ns)[1])
+        beside = domain.gauge.removesuffix(".power_w") if domain.gauge else ""
+        if beside in trace.counters:  # the counter of the same device shows what the samples miss
+            series = trace.counters[beside].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
+            course = Course(trace, beside, series, t0_ns, t1_ns)
+            noise = math.hypot(noise, 1.96 * course.unexplained_j)
     else:
         points = [
             (t0_ns, _line(t, p, t0_ns)),
@@ -299,7 +384,7 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
             (t1_ns, _line(t, p, t1_ns)),
         ]
         joules = sum((pa + pb) / 2 * (tb - ta) * 1e-9 for (ta, pa), (tb, pb) in itertools.pairwise(points))
-        noise = 1.96 * _unevenness(p[first:end]) * (t1_ns - t0_ns) / 1e9 / math.sqrt(end - first - 1)
+        noise = _missed_j(near, first, end, (t1_ns - t0_ns) / 1e9)
     if joules <= 0.0:
         return _unknown("too_short")
     reasons = list(domain.reasons)
@@ -317,8 +402,17 @@ def _line(t: Sequence[int], p: Sequence[float], t_ns: int) -> float:
     return p[j - 1] + (p[j] - p[j - 1]) * (t_ns - t[j - 1]) / (t[j] - t[j - 1])
 
 
-def _unevenness(powers: Sequence[float]) -> float:
-    return math.sqrt(sum((b - a) ** 2 for a, b in itertools.pairwise(powers)) / (2 * (len(powers) - 1)))
+def _missed_j(series: Series, first: int, end: int, seconds: float) -> float:
+    """What values of single instants, some of them repeated, may have missed of a window that they lie around."""
+    t, p = series.t_ns, series.value
+    jumps = [(b - a) ** 2 for a, b in itertools.pairwise(p[first:end])]
+    between = 1.96 * math.sqrt(sum(jumps) / (2 * len(jumps))) * seconds / math.sqrt(len(jumps))
+    news = [j for j in range(1, len(p)) if p[j] != p[j - 1]]
+    if len(news) < 2:
+        return between
+    late_ns = min(t[b] - t[a] for a, b in itertools.pairwise(news))
+    near = series.between(t[first] - 3 * late_ns, t[end - 1] + 3 * late_ns).value
+    return math.hypot(between, (max(near) - min(near)) * late_ns * 1e-9)
 
 
 def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:

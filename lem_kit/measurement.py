@@ -55,6 +55,7 @@ REASONS: Mapping[str, str] = {
     "baseline_temperature": "the idle baseline was measured at a temperature that differs by more than 10 C",
     "baseline_unsteady": "the idle baseline is not known to better than 10 %",
     "warmup_not_settled": "the warm-up reached its cap before latency, power and temperature had settled",
+    "latency_scatters": "step latency scattered by more than 5 % in the warm-up and went nowhere: the host is not steady",
     "sampling_gap": "readings are missing inside the window for longer than ten sampling intervals",
     "edge_extrapolated": "no counter update was seen after the window; its last part is extrapolated at the last power",
     "shorter_than_refresh": "the window is shorter than the counter's refresh period, so its energy is mostly interpolated",
@@ -66,6 +67,8 @@ REASONS: Mapping[str, str] = {
     "requests_failed": "some requests did not complete",
     "few_requests": "fewer than 30 requests: percentiles and means of latency are weak",
     "dispatch_late": "requests were handed over late: the 99th percentile of the lag exceeds a tenth of the median TTFT",
+    "phases_mixed": "prefill and decode were at work at the same instants for too much of the energy to be told apart",
+    "phase_too_short": "the phase is too short for this source: its error exceeds half of its energy; repeat it more often",
     "tokens_unknown": "the number of output tokens could not be evaluated",
 }
 

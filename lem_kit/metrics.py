@@ -3,7 +3,8 @@
 
 Definitions version 1. Denominators and units stand in the names. A metric that was not observed is None.
 
-Not covered here: goodput (`goodput`), steady-state windows (`steady`), FLOPs (`flops`), energy by phase and by request.
+Not covered here: goodput (`goodput`), steady-state windows (`steady`), FLOPs (`flops`), energy by phase and by request
+(`phases`).
 """
 
 from __future__ import annotations
@@ -255,7 +256,7 @@ def mean_power_w(m: Measurement) -> Figure | None:
 def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
     """Integrated power / counter - 1 for each device that has both, keyed by the counter's "source:domain"."""
     found = {}
-    for key, integral in energy.items():
+    for integral in energy.values():
         counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
         if integral.method != "integral" or counter is None or counter is integral:
             continue

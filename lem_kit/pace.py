@@ -92,7 +92,7 @@ class Pace:
         return True
 
     def _close_in(self, low: float, high: float) -> None:
-        """New walls. Where they cross, an update missed its time: by a little, and they meet half-way; or the grid is lost."""
+        """New walls. Where they cross, an update missed its time: a little, and they meet half-way; or the grid is lost."""
         period = sum(self._periods) / 2
         if low - high > MOST_JITTER * period:
             self._lose()

@@ -8,7 +8,7 @@
 The one idea: a window is two instants. Its energy is looked up in the sampler's trace afterwards, so windows may nest and
 overlap, and a nested window costs the one around it nothing: only the outermost waits for the counters' next update.
 
-Not covered yet: warm-up until steady (a fixed number of rounds here), baselines subtracted from windows.
+Not covered: how a window's energy is found (`curve`), net of a baseline (`metrics.net_energy_j`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from . import baseline, environment, metrics, prompts, store, traffic, validity
+from . import warmup as warmup_policy
 from .backends import Backend
 from .curve import energy_between
 from .energy import EnergySource, describe, open_sources, remarks
@@ -41,6 +42,7 @@ from .trace import Trace
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
 BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
 FEW_REQUESTS = 30
+WARM_REQUESTS = 8  # of a plan without batches
 
 _innermost: ContextVar[Window | None] = ContextVar("lem_kit_window", default=None)
 
@@ -215,23 +217,24 @@ class Session:
         *,
         label: str = "run",
         repeats: int = 1,
-        warmup: int = 1,
+        warmup: int | None = None,
         config: Mapping[str, Any] | None = None,
         run_id: str | None = None,
     ) -> Measurement:
         """Send `requests` to `backend` as `arrivals` plans (one at a time unless given), `repeats` times, and measure that.
 
-        Before, `warmup` rounds of the plan's first batch with other contents, outside the window and kept in the record.
+        Before, rounds of the plan's first batch with other contents, outside the window and kept in the record: `warmup`
+        of them, or until latency, power and temperature have settled (`warmup.until_settled`).
         LemError for input that cannot be run, for a warm-up that fails, and, after saving, when every request failed.
         """
         arrivals = arrivals or traffic.batches(1)
         requests = list(requests)
         traffic.check(backend, requests, arrivals)
-        for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
+        for name, value, least in (("repeats", repeats, 1), ("warmup", 0 if warmup is None else warmup, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LemError(f"{name} must be a whole number of at least {least}: got {value!r}.")
         run_id = self._new_run_id(label, run_id)
-        warm = self._warm_up(backend, requests[: getattr(arrivals, "size", None)], arrivals, warmup)
+        warm, doubt = self._warm_up(backend, requests[: getattr(arrivals, "size", WARM_REQUESTS)], warmup)
         asked = {
             **(config or {}),
             **traffic.plan(arrivals, len(requests)),
@@ -243,7 +246,9 @@ class Session:
         completions: list[Completion] = []
         lag = traffic.LoopLag()
         with self.window(label, config=asked, run_id=run_id, kind="run") as window:
-            window.facts.update(backend=jsonable(backend.describe()), warmup=warm)
+            window.facts.update(backend=jsonable(backend.describe()), warmup=tuple(warm))
+            if doubt:
+                window.reasons.append(doubt)
             for number in range(repeats):
                 with window.repeat() as span:
                     done = traffic.run_blocking(lag.during(traffic.send(backend, requests, arrivals, number)))
@@ -263,16 +268,22 @@ class Session:
                 raise LemError(f"Every request failed, the first with {errors[0]}.{where}")
         return window.measurement
 
-    def _warm_up(
-        self, backend: Backend, requests: list[Request], arrivals: traffic.Arrivals, rounds: int
-    ) -> tuple[Completion, ...]:
-        done: list[Completion] = []
-        for number in range(rounds):
+    def _warm_up(self, backend: Backend, requests: list[Request], rounds: int | None) -> tuple[list[Completion], str | None]:
+        together = traffic.burst() if backend.concurrent else traffic.batches(len(requests))
+
+        def one_round(number: int) -> list[Completion]:
             others = prompts.disguised(requests, seed=number)
-            done += traffic.run_blocking(traffic.send(backend, others, arrivals, repeat=-1))
+            done = traffic.run_blocking(traffic.send(backend, others, together, repeat=-1))
             if error := next((c.error for c in done if c.error is not None), None):
                 raise LemError(f"The warm-up failed, so nothing was measured: {error}.")
-        return tuple(done)
+            return done
+
+        if rounds is None:
+            recent_ns = round(2e9 * warmup_policy.OVER_S)
+            return warmup_policy.until_settled(
+                one_round, lambda: self._sampler.slice(self._clock() - recent_ns, self._clock())
+            )
+        return [c for number in range(rounds) for c in one_round(number)], None
 
     def _new_run_id(self, label: str, run_id: str | None) -> str:
         if run_id is None:

@@ -16,6 +16,7 @@ Not covered: the energy between the knots (`curve`), when to read (`pace`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def period_ns(found: Sequence[Bracket]) -> float | None:
     """Median distance of successive changes; None for fewer than three of them."""
     if len(found) < 3:
         return None
-    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in zip(found, found[1:])) / 2
+    return median(b.lo_ns + b.hi_ns - a.lo_ns - a.hi_ns for a, b in itertools.pairwise(found)) / 2
 
 
 def fit_grid(
@@ -100,9 +101,22 @@ def fit_grid(
                 break
         k = np.rint(hi / period)
         room, middle = _room(lo, hi, k, period)
-    if room < -MOST_JITTER * period:
+    if room < -MOST_JITTER * period or not (known or _one_each(lo, hi, middle, period)):
         return None
     return Grid(float(origin) + middle, float(period), max(room, shortest_call_ns, -room) / 2)
+
+
+def _one_each(lo: Any, hi: Any, phase: float, period: float) -> bool:
+    """Whether every bracket can hold an update of its own: a period that only fits how often the counter was read cannot."""
+    import numpy as np
+
+    earliest, latest = (lo - phase) / period - MOST_JITTER, (hi - phase) / period + MOST_JITTER
+    last = -np.inf
+    for first, end in zip(np.ceil(earliest), np.floor(latest)):
+        last = max(first, last + 1)
+        if last > end:
+            return False
+    return True
 
 
 def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:

@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import IncompleteRun, LemError
 from .measurement import SCHEMA_VERSION, Completion, Energy, Measurement, Repeat
-from .trace import Domain, Series, Trace
+from .trace import TOOK, Domain, Series, Trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "run.json"
-# Beside the column of a counter: how long each of its calls took, in ns.
-TOOK = "#took_ns"
 # Record versions that `load` can read besides the present one.
 READABLE: tuple[int, ...] = ()
 
@@ -94,16 +92,16 @@ def runs(folder: str | Path) -> Iterator[Measurement]:
 
 
 def frame(folder: str | Path) -> pd.DataFrame:
-    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: `metrics.summary` and
-    `flops.summary`.
+    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: those of
+    `metrics.summary`, `phases.summary` and `flops.summary`.
 
     Incomplete runs are named in a warning, never read as results.
     """
     import pandas as pd
 
-    from . import flops, metrics
+    from . import flops, metrics, phases
 
-    return pd.DataFrame([{**metrics.summary(m), **flops.summary(m)} for m in runs(folder)])
+    return pd.DataFrame([{**metrics.summary(m), **phases.summary(m), **flops.summary(m)} for m in runs(folder)])
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+# Beside the column of a counter in a stored trace: how long each of its calls took, in ns.
+TOOK = "#took_ns"
+
 
 class Domain(NamedTuple):
     """What a source says of one of its domains.

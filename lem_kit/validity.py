@@ -88,7 +88,7 @@ def of_gauges(trace: Trace, t0_ns: int, t1_ns: int) -> list[str]:
 def compared(energy: Mapping[str, Energy]) -> dict[str, Energy]:
     """The energies with "sources_disagree" where counter and integrated power of one device do not fit within intervals."""
     found = dict(energy)
-    for key, integral in energy.items():
+    for integral in energy.values():
         counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
         if integral.method != "integral" or counter is None or counter is integral:
             continue

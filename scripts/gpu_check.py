@@ -3,6 +3,7 @@
     python scripts/gpu_check.py --out FOLDER                 everything, twice where time allows
     python scripts/gpu_check.py --out FOLDER --quick         the same in outline, about 90 s
     python scripts/gpu_check.py --out FOLDER --part sensor   one part (repeat the option for more)
+    python scripts/gpu_check.py --out FOLDER --against EARLIER/results.json      everything, and how well it repeats
 
 FOLDER gets results.md, results.json, log.txt and runs.tar.gz (every run folder, and what was polled). The last thing printed
 is a short table. The card's settings are read and never changed; nothing is downloaded. What a part could not do stands in
@@ -14,6 +15,8 @@ Not covered: more than one GPU (the first that this process may see is checked).
 from __future__ import annotations
 
 import argparse
+import atexit
+import json
 import os
 import subprocess
 import sys
@@ -29,20 +32,21 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from gpu_parts import PARTS, tables  # noqa: E402
+from gpu_parts import MODEL_PARTS, PARTS, tables  # noqa: E402
 from gpu_parts.check import Check  # noqa: E402
 
-GRACE_S = 25  # beyond the deadline, after which what there is is written and the process ends
+GRACE_S = 20  # beyond the deadline, after which what there is is written and the process ends
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--quick", action="store_true", help="about 90 s instead of 510")
+    parser.add_argument("--quick", action="store_true", help="about 90 s instead of 505")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be given more than once")
     parser.add_argument("--repeat", type=int, metavar="N", help="how often each thing is measured (2; 1 with --quick)")
     parser.add_argument("--seconds", type=float, help="the time for all of it; parts that need more are left out by name")
     parser.add_argument("--model", action="append", metavar="NAME", help="models to run, small ones first")
+    parser.add_argument("--against", type=Path, metavar="RESULTS.json", help="an earlier run, to show repeatability")
     parser.add_argument("--anywhere", action="store_true", help="run models without CUDA too, to try this script")
     parser.add_argument("--pack", action=argparse.BooleanOptionalAction, default=True, help="run folders in one archive")
     return parser.parse_args(arguments)
@@ -62,20 +66,23 @@ def choose_gpu() -> None:
         print(f"no GPU was chosen: {error}", file=sys.stderr)
 
 
-def build_models(check: Check, parts: list[str]) -> Callable[[], None]:
-    """Start building the models in another process, off the GPU, while sensors are looked at; returns what waits for it."""
-    if not {"inference", "stopwatch", "precision", "continuous", "compile"} & set(parts):
-        return lambda: None
+def models_run(check: Check) -> bool:
+    """Whether the parts that run models can do so here."""
     try:
         import torch
     except ModuleNotFoundError:
-        return lambda: None
-    if not (torch.cuda.is_available() or check.anywhere):
-        return lambda: None
+        return False
+    return check.anywhere or torch.cuda.is_available()
+
+
+def build_models(check: Check) -> Callable[[], None]:
+    """Start building the models in another process, off the GPU, while sensors are looked at; returns what waits for it."""
     code = "import sys; from lem_kit import models\nfor name in sys.argv[1:]: print(models.resolve(name), flush=True)"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", code, *check.models]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    atexit.register(process.kill)
 
     def wait() -> None:
         said, _ = process.communicate(timeout=max(check.left_s(), 30))
@@ -87,9 +94,19 @@ def build_models(check: Check, parts: list[str]) -> Callable[[], None]:
     return wait
 
 
+def compare(check: Check, earlier: Path) -> None:
+    rows = tables.against(check.results, json.loads(earlier.read_text(encoding="utf-8")))
+    check.table(f"against {earlier}", rows)
+    ratios = sorted(row["J/token, this/earlier"] for row in rows if row["J/token, this/earlier"] is not None)
+    if ratios:
+        said = f"{ratios[0]:.4f} to {ratios[-1]:.4f}, median {ratios[len(ratios) // 2]:.4f}, of {len(ratios)}"
+        check.headline("J/token, this run over the earlier one", said)
+
+
 def finish(check: Check, packing: bool) -> None:
     from lem_kit import environment
 
+    check.results["agreement"] = tables.agreement(m for session in check.sessions for m in session.measurements)
     check.results["seconds"] = round(time.monotonic() - check.began, 1)
     check.results["packages"] = environment.loaded_versions()
     if packing:
@@ -124,14 +141,20 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [name for name in PARTS if not asked.part or name in asked.part]
     choose_gpu()
     timer = watch(check, asked.pack)
-    check.models_ready = build_models(check, parts)
+    with_models = models_run(check)
+    if with_models and MODEL_PARTS & set(parts):
+        check.models_ready = build_models(check)
     for number, name in enumerate(parts):
-        check.kept_for_later_s = sum(PARTS[later][1] for later in parts[number + 1 :])
-        if asked.seconds is None and check.quick:
-            check.kept_for_later_s /= 3
+        later = [part for part in parts[number + 1 :] if with_models or part not in MODEL_PARTS]
+        if check.quick and not asked.part:
+            later = [part for part in later if part != "compile"]  # it never fits
+        check.keep_for_later(sum(PARTS[part][1] for part in later))
         with check.part(name):
             PARTS[name][0](check)
         tables.write(check.out, check.results)
+    if asked.against is not None:
+        with check.part("against"):
+            compare(check, asked.against)
     timer.cancel()
     finish(check, asked.pack)
     return int(any(part["status"] == "failed" for part in check.results["parts"].values()))

@@ -58,8 +58,8 @@ WAVES: Mapping[str, Wave] = {
 
 
 class Board:
-    """One GPU. `refresh_s`: of its counter; `sample_s`: of its power samples, None for none; `call_s`: how long a call to the
-    counter takes."""
+    """One GPU. `refresh_s`: of its counter; `sample_s`: of its power samples, None for none; `call_s`: how long a call to
+    the counter takes."""
 
     name = "sim"
 

@@ -50,7 +50,7 @@ def joules(source: ReplaySource) -> dict[str, float]:
 def test_the_staircase_comes_back(tmp_path: Path) -> None:
     clock = Clock()
     source = played(csv_file(tmp_path), clock)
-    assert source.read() == {"gpu0": (77 * SECOND, 1500.0), "cpu": (77 * SECOND, 20.0)}
+    assert source.read() == {"gpu0": (77 * SECOND, 1500.0, 0), "cpu": (77 * SECOND, 20.0, 0)}
     clock.now_ns += 99_999_999
     assert joules(source) == {"gpu0": 1500.0, "cpu": 20.0}
     clock.now_ns += 1
@@ -99,6 +99,35 @@ def test_a_run_folder_keeps_what_its_domains_were(tmp_path: Path) -> None:
     clock.now_ns += 50_000_000  # a new lap: the late counter waits where the last lap left it
     assert joules(source) == {"gpu0": 14.0, "cpu": 6.0}
     assert source.describe() == {"recording": str(tmp_path / "trace.parquet"), "length_s": 0.3, "recorded_run_id": "r1"}
+
+
+def test_kept_samples_come_back_with_their_instants(tmp_path: Path) -> None:
+    """And how long calls took is neither a counter nor a gauge."""
+    columns: dict[str, list[Any]] = {
+        "t_ns": [0, 20_000_000, 40_000_000, 100_000_000],
+        "nvml:gpu0": [10.0, None, None, 12.0],
+        "nvml:gpu0#took_ns": [2_000_000.0, None, None, 3_000_000.0],
+        "nvml:gpu0.power_w": [None, 200.0, 210.0, 220.0],
+        "nvml:gpu0.temperature_c": [30.0, None, None, 31.0],
+    }
+    recorded = {
+        "nvml:gpu0": Domain("gpu", "counter", label="H100"),
+        "nvml_power:gpu0": Domain("gpu", "integral", None, 0.001, 0.1, gauge="nvml:gpu0.power_w", means=True),
+    }
+    for domains in (recorded, None):
+        source = played(run_folder(tmp_path, columns, domains), Clock())
+        assert list(source.domains) == ["gpu0"]
+    (tmp_path / "run.json").unlink(missing_ok=True)
+    clock = Clock()
+    source = played(run_folder(tmp_path, columns, recorded), clock)
+    integral = source.integrals["replay_power:gpu0"]
+    assert (integral.gauge, integral.means, integral.reasons) == ("replay:gpu0.power_w", True, ("replayed",))
+    assert source.samples() == {"gpu0.power_w": []}
+    clock.now_ns += 30_000_000
+    assert source.samples() == {"gpu0.power_w": [(77_020_000_000, 200.0)]}
+    assert source.gauges() == {"gpu0.temperature_c": 30.0}
+    clock.now_ns += 100_000_000  # into the second lap
+    assert source.samples() == {"gpu0.power_w": [(77_040_000_000, 210.0), (77_100_000_000, 220.0), (77_120_000_000, 200.0)]}
 
 
 def test_domains_of_one_name_are_told_apart(tmp_path: Path) -> None:

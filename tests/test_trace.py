@@ -1,285 +1,67 @@
-"""Energy between two instants: exact on known staircases, intervals that hold the truth, unknowns that stay unknown."""
+"""Readings over time: columns of one length, slices that are copies, gauges summed up."""
 
 from __future__ import annotations
 
-import math
-import random
 from array import array
-from collections.abc import Callable
-from statistics import median
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from lem_kit.measurement import REASONS
-from lem_kit.trace import Domain, Series, Trace, energy_between, gauge_summary, mean_power_w, refresh_period_s
-
-MS = 1_000_000
-SECOND = 1_000 * MS
-KEY = "meter:gpu0"
+from lem_kit.trace import Domain, Series, Trace, gauge_summary
 
 
-def trace_of(readings: list[tuple[int, float]], domain: Domain | None = None) -> Trace:
-    series = Series(array("q", [t for t, _ in readings]), array("d", [v for _, v in readings]))
-    return Trace({KEY: series}, {}, {KEY: domain or Domain("gpu", "counter")}, interval_s=0.05)
+def column(*rows: tuple[int, float]) -> Series:
+    return Series(array("q", [t for t, _ in rows]), array("d", [v for _, v in rows]))
 
 
-def staircase(
-    joules: Callable[[float], float],
-    seconds: float,
-    refresh_s: float = 0.1,
-    every_s: float = 0.05,
-    phase_s: float = 0.0,
-    late_s: Callable[[], float] = lambda: 0.0,
-    domain: Domain | None = None,
-) -> Trace:
-    """A counter that takes the true energy every `refresh_s` and is read every `every_s`, each time `late_s()` too late."""
-    readings, t = [], 1e-4
-    while t < seconds:
-        updated = math.floor((t - phase_s) / refresh_s) * refresh_s + phase_s
-        readings.append((round(t * 1e9), joules(max(updated, 0.0))))
-        t += every_s + late_s()
-    return trace_of(readings, domain)
+def timed(n: int) -> Series:
+    """Instants 0, 10, 20, ...; values 0.0, 0.5, 1.0, ...; calls that took 1, 2, 3, ..."""
+    series = Series()
+    for k in range(n):
+        series.append(10 * k, k / 2, k + 1)
+    return series
 
 
-def square(period_s: float | None, low_w: float = 60, high_w: float = 460) -> Callable[[float], float]:
-    """Energy of a load that switches between two powers, half of each period at each; None is steady at their mean."""
-
-    def joules(t: float) -> float:
-        if period_s is None:
-            return (low_w + high_w) / 2 * t
-        whole, part = divmod(t, period_s)
-        high_s = whole * period_s / 2 + min(part, period_s / 2)
-        return low_w * t + (high_w - low_w) * high_s
-
-    return joules
-
-
-def test_a_steady_load_is_exact_at_any_offset() -> None:
-    trace = staircase(lambda t: 200 * t, 5, phase_s=0.03)
-    assert refresh_period_s(trace.counters[KEY]) == pytest.approx(0.1)
-    for start, end in ((1.0, 3.0), (1.037, 2.911), (1.5, 1.73)):
-        found = energy_between(trace, KEY, round(start * 1e9), round(end * 1e9))
-        assert found.joules == pytest.approx(200 * (end - start), abs=200 * 0.05)
-        assert found.uncertainty_j is not None and abs((found.joules or 0) - 200 * (end - start)) <= found.uncertainty_j
-        assert found.reasons == ()
+def test_a_row_is_appended_whole_or_not_at_all() -> None:
+    series = Series()
+    series.append(5, 1.5, 2)
+    for row in ((None, 1.0, 1), (7, None, 1), ("x", 1.0, 1)):
+        with pytest.raises((TypeError, ValueError)):
+            series.append(*row)  # type: ignore[arg-type]
+    assert (list(series.t_ns), list(series.value), list(series.took_ns)) == ([5], [1.5], [2])
+    untimed = Series()
+    untimed.append(5, 1.5)
+    assert list(untimed.took_ns) == []
 
 
-def test_a_counter_of_known_age_is_exact() -> None:
-    trace = trace_of([(k * 50 * MS, 3.0 * k) for k in range(41)], Domain("cpu", "counter", refresh_s=0.0, resolution_j=0.5))
-    found = energy_between(trace, KEY, 500 * MS, 1_525 * MS)
-    assert found.joules == pytest.approx(60 * 1.025)
-    # Between two readings of a steady load only a tenth of the power is doubted: 0.1 * 60 W * 0.5 * 0.5 * 50 ms.
-    assert found.uncertainty_j == pytest.approx(0.1 * 60 * 0.25 * 0.05 + 0.5)
+def test_both_ends_of_a_slice_are_included_and_calls_stay_with_their_readings() -> None:
+    part = timed(6).between(10, 30)
+    assert (list(part.t_ns), list(part.value), list(part.took_ns)) == ([10, 20, 30], [0.5, 1.0, 1.5], [2, 3, 4])
+    assert list(timed(6).between(11, 19).t_ns) == [] and list(timed(6).between(-99, 999).t_ns) == [0, 10, 20, 30, 40, 50]
+    assert list(column((1, 1.0), (2, 2.0)).between(2, 9).took_ns) == []
 
 
-def test_an_old_value_is_not_taken_for_a_new_one() -> None:
-    """Read at 50 ms, a counter that may be 100 ms old repeats itself: the repetition says nothing of the last 50 ms."""
-    readings = [(k * 50 * MS, 20.0 * (k // 2)) for k in range(41)]
-    trace = trace_of(readings, Domain("gpu", "counter", refresh_s=0.1))
-    for t0, t1 in ((500, 1_500), (525, 1_550), (510, 1_060)):
-        found = energy_between(trace, KEY, t0 * MS, t1 * MS)
-        assert found.joules == pytest.approx(0.2 * (t1 - t0))  # 20 J every 100 ms
-        assert found.reasons == ()
-    assert "shorter_than_refresh" in energy_between(trace, KEY, 510 * MS, 560 * MS).reasons
+def test_a_part_counts_rows_from_the_end_as_far_as_there_are_any() -> None:
+    assert list(timed(6).part(-2, 6).t_ns) == [40, 50]
+    assert list(timed(3).part(-64, 3).t_ns) == [0, 10, 20], "more than there are: all of them"
+    assert list(timed(6).part(1, 3).took_ns) == [2, 3]
 
 
-def test_what_a_counter_did_before_a_reset_does_not_count_after_it() -> None:
-    def jump(k: int) -> float:
-        return 9e6 + 10.0 * k if k < 20 else 10.0 * (k - 20)
-
-    for broken in ([jump(k) for k in range(60)], [math.nan if k == 19 else 10.0 * k for k in range(60)]):
-        trace = trace_of([(k * 100 * MS, v) for k, v in enumerate(broken)])
-        after = energy_between(trace, KEY, 2_500 * MS, 4_500 * MS)
-        assert after.joules == pytest.approx(200) and after.reasons == ()
-        # Each edge: 100 W for 50 ms of doubt about the update, a tenth of the power for a quarter of 100 ms.
-        assert after.uncertainty_j == pytest.approx(math.sqrt(2) * math.hypot(5, 0.25))
-        before = energy_between(trace, KEY, 500 * MS, 1_500 * MS)
-        assert before.joules == pytest.approx(100) and before.reasons == ()
-        assert all(0 <= watts < 150 for _, watts in mean_power_w(trace, KEY))
-
-
-def test_a_long_trace_does_not_slow_down_a_short_window() -> None:
-    """What lies further away than NEARBY_NS is not looked at, and it changes nothing either."""
-    readings = [(k * 100 * MS, 10.0 * k) for k in range(1_000)]
-    near = [r for r in readings if 39 * SECOND <= r[0] <= 62 * SECOND]
-    window = 50 * SECOND + 7 * MS, 51 * SECOND
-    assert energy_between(trace_of(readings), KEY, *window) == energy_between(trace_of(near), KEY, *window)
-    far = trace_of([(t, math.nan if t == 20 * SECOND else v) for t, v in readings])
-    assert energy_between(far, KEY, *window) == energy_between(trace_of(near), KEY, *window)
-
-
-def test_a_models_error_is_in_the_interval() -> None:
-    domain = Domain("cpu", "model", refresh_s=0.0, relative_error=1.0, reasons=("modelled",))
-    found = energy_between(trace_of([(k * 50 * MS, 1.0 * k) for k in range(41)], domain), KEY, 0, SECOND)
-    assert found.joules == pytest.approx(20) and found.uncertainty_j == pytest.approx(20, rel=0.01)
-    assert found.reasons == ("modelled",)
-
-
-def coverage(period_s: float | None, late_ms: float, domain: Domain | None = None) -> tuple[float, float, float]:
-    """Share of 400 random windows whose interval holds the truth; medians of half-width and error, J."""
-    joules, draw = square(period_s), random.Random(0)
-    halves, errors = [], []
-    for _ in range(400):
-        trace = staircase(
-            joules, 8, phase_s=draw.uniform(0, 0.1), late_s=lambda: draw.uniform(0, late_ms / 1e3), domain=domain
-        )
-        start, length = draw.uniform(1, 3), draw.choice([0.23, 0.5, 1.0, 2.5])
-        found = energy_between(trace, KEY, round(start * 1e9), round((start + length) * 1e9))
-        assert found.joules is not None and found.uncertainty_j is not None
-        halves.append(found.uncertainty_j)
-        errors.append(abs(found.joules - (joules(start + length) - joules(start))))
-    held = sum(error <= half for error, half in zip(errors, halves)) / 400
-    print(f"{period_s} late {late_ms}: held {held:.1%}, half-width {median(halves):.2f} J, error {median(errors):.2f} J")
-    return held, median(halves), median(errors)
-
-
-@pytest.mark.parametrize("late_ms", [0, 2, 4], ids="late-{}ms".format)
-@pytest.mark.parametrize("period_s", [None, 0.3, 0.4, 1.0, 3.0], ids="period-{}s".format)
-def test_the_interval_holds_the_truth(period_s: float | None, late_ms: float) -> None:
-    """In at least 93 of 100 windows of steady loads and square waves; counter 100 ms, read every 50 ms or a little later."""
-    held, half_j, error_j = coverage(period_s, late_ms)
-    assert held >= 0.93
-    assert half_j < 0.07 * 260, "an interval that holds everything says nothing: 70 ms of the mean power at most"
-    if period_s in (0.3, 0.4):
-        assert half_j < 4 * error_j
-
-
-def test_the_interval_holds_the_truth_of_a_counter_of_known_age() -> None:
-    for period_s in (0.4, 1.0, 3.0):
-        assert coverage(period_s, 2, Domain("gpu", "counter", refresh_s=0.1))[0] >= 0.93
-
-
-UNKNOWN: dict[str, tuple[Trace, str]] = {
-    "nothing was ever read": (Trace({}, {}, {KEY: Domain("gpu", "counter")}), "source_starting"),
-    "the first reading came late": (trace_of([(2 * SECOND + k * 100 * MS, 5.0 * k) for k in range(20)]), "source_starting"),
-    "readings end before the window": (trace_of([(k * 100 * MS, 5.0 * k) for k in range(15)]), "no_reading"),
-    "a single reading": (trace_of([(SECOND, 5.0)]), "no_reading"),
-    "stuck": (trace_of([(k * 100 * MS, 5.0) for k in range(40)]), "not_advancing"),
-    "stuck at zero": (trace_of([(k * 100 * MS, 0.0) for k in range(40)]), "not_advancing"),
-    "stuck since long before": (trace_of([(k * 50 * MS, 5.0 * min(k, 4)) for k in range(80)]), "not_advancing"),
-    "went back": (trace_of([(k * 100 * MS, 5.0 * (k if k < 15 else k - 15)) for k in range(40)]), "counter_went_back"),
-    "not a number": (trace_of([(k * 100 * MS, math.nan if k == 15 else 5.0 * k) for k in range(40)]), "counter_went_back"),
-    "infinite": (trace_of([(k * 100 * MS, math.inf if k == 15 else 5.0 * k) for k in range(40)]), "counter_went_back"),
-    "stuck after a reset": (trace_of([(k * 100 * MS, 900.0 * (k < 10)) for k in range(40)]), "not_advancing"),
-    "known age, no change": (
-        trace_of([(k * 50 * MS, 5.0 * (k >= 70)) for k in range(80)], Domain("gpu", "counter", 0.0)), "too_short",
-    ),
-}  # fmt: skip
-
-
-def failing(at_ms: list[int], name: str, readings: list[tuple[int, float]]) -> Trace:
-    trace = trace_of(readings)
-    trace.failures.extend((t * MS, name, "gone") for t in at_ms)
-    return trace
-
-
-READINGS = [(k * 100 * MS, 5.0 * k) for k in range(60)]
-UNKNOWN |= {
-    "the source failed inside": (failing([1_500], "meter", READINGS[:15]), "source_failed"),
-    "the domain failed inside": (failing([1_500], KEY, READINGS[:15]), "source_failed"),
-    "it failed just before the window": (failing([900], "meter", READINGS[:9]), "source_failed"),
-    "it failed until inside the window": (failing([0, 900], "meter", READINGS[20:]), "source_failed"),
-    "it has always failed": (
-        Trace({}, {}, {KEY: Domain("gpu", "counter")}, [(0, "meter", "gone")]), "source_failed",
-    ),
-    "another one failed": (failing([1_500], "other", READINGS[:15]), "no_reading"),
-    "it failed, and was read again, before": (failing([500], "meter", READINGS[:15]), "no_reading"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", UNKNOWN)
-def test_unknown_is_none_with_its_reason_and_never_zero(case: str) -> None:
-    trace, reason = UNKNOWN[case]
-    found = energy_between(trace, KEY, SECOND, 3 * SECOND)
-    assert found == (None, None, (reason,)) and reason in REASONS
-
-
-def test_an_empty_window_is_too_short() -> None:
-    assert energy_between(trace_of(READINGS), KEY, 2 * SECOND, 2 * SECOND) == (None, None, ("too_short",))
-
-
-def test_a_failure_inside_does_not_hide_a_figure_that_is_known() -> None:
-    found = energy_between(failing([1_500], "meter", READINGS), KEY, SECOND, 3 * SECOND)
-    assert found.joules == pytest.approx(100) and found.reasons == ()
-
-
-@given(
-    st.lists(st.sampled_from([0.0, 0.0, 5.0, -3.0, math.nan, math.inf, 1e-9]), min_size=0, max_size=40),
-    st.sampled_from([None, 0.0, 0.1]),
-    st.integers(0, 4_000),
-    st.integers(0, 4_000),
-)
-def test_no_path_gives_zero_for_unknown(steps: list[float], refresh_s: float | None, a_ms: int, b_ms: int) -> None:
-    """Whatever a counter does: a figure that is finite and above zero, with an interval, or None with a known reason."""
-    readings, total = [], 0.0
-    for k, step in enumerate(steps):
-        value = total + step
-        total = value if math.isfinite(value) else total
-        readings.append((k * 100 * MS, value))
-    found = energy_between(
-        trace_of(readings, Domain("gpu", "counter", refresh_s)), KEY, min(a_ms, b_ms) * MS, max(a_ms, b_ms) * MS
+def test_a_slice_of_a_trace_is_a_copy_with_what_was_said_in_it() -> None:
+    failures = [(t, "m", "source_failed", "gone") for t in (5, 15, 35)]
+    trace = Trace(
+        {"m:g": timed(6)}, {"m:g.power_w": timed(6)}, {"m:g": Domain("gpu", "counter")}, failures, {"m:g": 0.1}, 0.02
     )
-    assert set(found.reasons) <= set(REASONS)
-    if found.joules is None:
-        assert found.uncertainty_j is None and len(found.reasons) == 1
-    else:
-        assert 0 < found.joules < math.inf and found.uncertainty_j is not None and 0 <= found.uncertainty_j < math.inf
-
-
-@given(st.lists(st.floats(0.01, 50), min_size=30, max_size=60), st.integers(200, 2_300), st.sampled_from([None, 0.0, 0.25]))
-def test_a_longer_window_never_holds_less(steps: list[float], end_ms: int, refresh_s: float | None) -> None:
-    readings, total = [], 0.0
-    for k, step in enumerate(steps):
-        total += step
-        readings.append((k * 100 * MS, total))
-    trace = trace_of(readings, Domain("gpu", "counter", refresh_s))
-    found = [energy_between(trace, KEY, 150 * MS, (end_ms + more) * MS).joules for more in (0, 7, 100, 450)]
-    known = [joules for joules in found if joules is not None]
-    assert known == sorted(known)
-
-
-def test_gaps_and_edges_are_named() -> None:
-    readings = [(k * 50 * MS, 10.0 * (k // 2)) for k in range(81) if not 30 <= k < 60]
-    assert "sampling_gap" in energy_between(trace_of(readings), KEY, SECOND, 3_500 * MS).reasons
-    short = energy_between(staircase(lambda t: 200 * t, 5), KEY, 2 * SECOND, 2 * SECOND + 20 * MS)
-    assert "shorter_than_refresh" in short.reasons and "unresolved" in short.reasons and short.joules
-    last = trace_of([(k * 50 * MS, 10.0 * min(k // 2, 20)) for k in range(46)])
-    assert "edge_extrapolated" in energy_between(last, KEY, SECOND, 2_200 * MS).reasons
-
-
-@given(
-    st.lists(st.floats(0.01, 50), min_size=30, max_size=60),
-    st.lists(st.floats(0.2, 2.3), min_size=3, max_size=3),
-    st.sampled_from([None, 0.0, 0.02]),
-    st.integers(-(10**12), 10**12),
-)
-def test_windows_side_by_side_add_up_and_time_has_no_origin(
-    steps: list[float], cuts: list[float], refresh_s: float | None, shift_ns: int
-) -> None:
-    a, b, c = (round(cut * 1e9) for cut in sorted(cuts))
-    assume(b - a > MS and c - b > MS)
-    readings, total = [], 0.0
-    for k, step in enumerate(steps):
-        total += step
-        readings.append((k * 100 * MS, total))
-    domain = Domain("gpu", "counter", refresh_s)
-    trace = trace_of(readings, domain)
-    parts = [energy_between(trace, KEY, *edges).joules for edges in ((a, b), (b, c), (a, c))]
-    assume(None not in parts)
-    assert (parts[0] or 0) + (parts[1] or 0) == pytest.approx(parts[2])
-    moved = trace_of([(t + shift_ns, v) for t, v in readings], domain)
-    assert energy_between(moved, KEY, a + shift_ns, c + shift_ns).joules == pytest.approx(parts[2], rel=1e-6)
-
-
-def test_power_is_drawn_without_peaks_of_doubt() -> None:
-    points = mean_power_w(staircase(lambda t: 200 * t, 5, phase_s=0.049), KEY)
-    assert len(points) > 10 and all(watts == pytest.approx(200, rel=0.26) for _, watts in points)
-    assert mean_power_w(trace_of([]), KEY) == []
+    part = trace.between(10, 30)
+    assert part.failures == failures[1:2] and part.domains == trace.domains
+    assert (part.period_s, part.interval_s) == ({"m:g": 0.1}, 0.02)
+    assert list(part.counters["m:g"].t_ns) == list(part.gauges["m:g.power_w"].t_ns) == [10, 20, 30]
+    part.counters["m:g"].append(99, 9.0, 9)
+    part.period_s["m:g"] = 7.0
+    part.failures.clear()
+    assert len(trace.counters["m:g"].t_ns) == 6 and trace.period_s == {"m:g": 0.1} and len(trace.failures) == 3
 
 
 def test_gauges_are_summed_up_inside_the_window() -> None:
-    trace = Trace(gauges={"m:g.power_w": Series(array("q", [1, 2, 3, 9]), array("d", [1.0, 2.0, 6.0, 99.0]))})
+    trace = Trace(gauges={"m:g.power_w": column((1, 1.0), (2, 2.0), (3, 6.0), (9, 99.0))})
     assert gauge_summary(trace, 1, 3) == {"m:g.power_w": {"min": 1.0, "mean": 3.0, "max": 6.0}}
     assert gauge_summary(trace, 4, 5) == {}

@@ -2,7 +2,8 @@
 
 The one idea: time since opening walks through the recording, and each counter shows its latest recorded value, so its
 staircase comes back as it was. When the recording is over it begins again on top of what was reached; a counter never
-falls, unless it fell in the recording.
+falls, unless it fell in the recording. Samples of power that a device had kept are handed over as they were, too, and so
+power can be integrated beside the counter: `replay_power:gpu0`.
 
     open_source("data/study/run")               a run folder: its trace.parquet, and its run.json for what the columns are
     open_source("data/study/run/trace.parquet") the same
@@ -34,7 +35,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import LemError, Unavailable
-from ..trace import Domain, Series
+from ..trace import TOOK, Domain, Series
 from . import EnergySource, Reading
 
 
@@ -46,6 +47,7 @@ class Recording:
     counters: dict[str, Series] = field(default_factory=dict)
     gauges: dict[str, Series] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
+    integrals: dict[str, Domain] = field(default_factory=dict)
     run_id: str | None = None
 
     def bounds_ns(self) -> tuple[int, int]:
@@ -67,11 +69,14 @@ class ReplaySource:
 
     def __init__(self, recording: Recording, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.domains: Mapping[str, Domain] = recording.domains
+        self.integrals: Mapping[str, Domain] = recording.integrals
         self._recording = recording
         self._clock = clock
         self._closed = False
         self._first_ns, self._last_ns = recording.bounds_ns()
-        self._opened_ns = clock()
+        self._opened_ns = self._told_ns = clock()
+        kept = {domain.gauge.partition(":")[2] for domain in recording.integrals.values() if domain.gauge}
+        self._sampled = recording.gauges.keys() & kept
 
     def _position(self, now_ns: int) -> tuple[int, int]:
         """How often the recording was over, and the instant in it that is played now."""
@@ -94,8 +99,22 @@ class ReplaySource:
 
     def gauges(self) -> dict[str, float]:
         _, at_ns = self._position(self._clock())
-        found = {name: bisect_right(series.t_ns, at_ns) - 1 for name, series in self._recording.gauges.items()}
+        shown = self._recording.gauges.items()
+        found = {name: bisect_right(series.t_ns, at_ns) - 1 for name, series in shown if name not in self._sampled}
         return {name: self._recording.gauges[name].value[i] for name, i in found.items() if i >= 0}
+
+    def samples(self) -> dict[str, list[tuple[int, float]]]:
+        """What a device had kept of its power since the last call, at the instants at which it is played."""
+        since_ns, self._told_ns = self._told_ns, self._clock()
+        laps = range(self._position(since_ns)[0], self._position(self._told_ns)[0] + 1)
+        found: dict[str, list[tuple[int, float]]] = {name: [] for name in self._sampled}
+        for name, points in found.items():
+            series = self._recording.gauges[name]
+            for lap in laps:
+                shift_ns = self._opened_ns + lap * (self._last_ns - self._first_ns) - self._first_ns
+                part = series.between(since_ns - shift_ns + 1, self._told_ns - shift_ns)
+                points += ((t + shift_ns, value) for t, value in zip(part.t_ns, part.value))
+        return found
 
     def describe(self) -> dict[str, Any]:
         length_s = (self._last_ns - self._first_ns) / 1e9
@@ -148,7 +167,7 @@ def _from_parquet(file: Path) -> Recording:
     t_ns = table.column("t_ns").to_pylist()
     run = _run_beside(file)
     recorded: Mapping[str, Any] = run.get("trace", {}).get("domains", {})
-    keys = [key for key in table.column_names if key != "t_ns"]
+    keys = [key for key in table.column_names if key != "t_ns" and not key.endswith(TOOK)]
     # Without a run.json, a dot after the colon marks a gauge.
     counters = [key for key in keys if (key in recorded if recorded else "." not in key.partition(":")[2])]
     names = _names(counters)
@@ -164,6 +183,11 @@ def _from_parquet(file: Path) -> Recording:
             domain, _, quantity = key.partition(":")[2].partition(".")
             owner = key.rpartition(f".{quantity}")[0]
             recording.gauges[f"{names.get(owner, domain)}.{quantity}"] = series
+    for key, fields in recorded.items():
+        owner = (fields.get("gauge") or "").removesuffix(".power_w")
+        if fields.get("means") and owner in names and f"{names[owner]}.power_w" in recording.gauges:
+            found = _domain(key, fields, Series())._replace(gauge=f"replay:{names[owner]}.power_w")
+            recording.integrals[f"replay_power:{names[owner]}"] = found
     return recording
 
 

@@ -11,7 +11,7 @@ import base64
 from html import escape
 from typing import Any
 
-from .. import metrics
+from .. import baseline, metrics
 from ..curve import mean_power_w
 from ..measurement import REASONS, Energy, Measurement, jsonable
 
@@ -49,10 +49,16 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
         rows.append(("energy", f"{metrics.quantity(total.value, total.half_width, 'J')} ({covers})"))
     if len(m.repeats) > 1 and (each := metrics.energy_j_per_repeat(m)):
         rows.append(("per repeat", f"{metrics.quantity(each.value, each.half_width, 'J')} ({len(m.repeats)} repeats)"))
+    if net := metrics.net_energy_j(m):
+        kind = (baseline.chosen(m) or {}).get("kind")
+        note = "; below idle: the baseline was none" if net.value < 0 else ""
+        rows.append(("net of idle", f"{metrics.quantity(net.value, net.half_width, 'J')} (baseline: {kind}{note})"))
     if per_token := metrics.j_per_output_token(m):
         rows.append(("per output token", metrics.quantity(per_token.value, per_token.half_width, "J")))
     if power := metrics.mean_power_w(m):
         rows.append(("mean power", metrics.quantity(power.value, power.half_width, "W")))
+    for key, apart in metrics.agreement(m.energy).items():
+        rows.append(("two figures", f"{key} and its integrated power differ by {100 * abs(apart):.2g} %"))
     rows.append(("time", f"{metrics.measured_s(m):.4g} s"))
     if (tokens := metrics.output_tokens(m)) is not None:
         rate = metrics.output_tokens_per_s(m)
@@ -64,12 +70,26 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
     return rows
 
 
+def _gain_note(m: Measurement) -> list[str]:
+    """What no interval covers: it cancels between runs on one device, and only there."""
+    found = {name: facts["gain_error"] for name, facts in m.sources.items() if facts.get("gain_error")}
+    total = metrics.energy_j(m)
+    used = {key.partition(":")[0].removesuffix("_power") for key in total.keys} if total else set()
+    return [
+        f"gain: the sensor behind {name} may be off by about {100 * error:.0f} %, alike in every run on this device"
+        for name, error in found.items()
+        if name in used
+    ]
+
+
 def _energy_text(e: Energy) -> str:
     return "not known" if e.joules is None else metrics.quantity(e.joules, e.uncertainty_j, "J")
 
 
 def _notes(m: Measurement) -> list[str]:
-    return [f"{code}: {REASONS.get(code, 'no description')}" for code in metrics.reasons(m)]
+    against = metrics.verdict(m)
+    verdict = [f"NOT VALID: {', '.join(against)}"] if against else []
+    return verdict + [f"{code}: {REASONS.get(code, 'no description')}" for code in metrics.reasons(m)] + _gain_note(m)
 
 
 def _powers(m: Measurement) -> list[float]:

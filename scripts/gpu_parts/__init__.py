@@ -12,14 +12,15 @@ from collections.abc import Callable
 from . import coverage, engines, facts, inference, sensor, stopwatch
 from .check import Check
 
+MODEL_PARTS = {"inference", "stopwatch", "precision", "continuous", "compile"}
 PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "facts": (facts.record, 5.0),
     "idle": (facts.idle, 5.0),
     "sensor": (sensor.characterise, 20.0),
     "coverage": (coverage.measure, 15.0),
-    "inference": (inference.measure, 60.0),
-    "stopwatch": (stopwatch.measure, 20.0),
-    "precision": (engines.precision, 15.0),
-    "continuous": (engines.continuous, 15.0),
-    "compile": (engines.compiled, 35.0),
+    "inference": (inference.measure, 150.0),
+    "stopwatch": (stopwatch.measure, 70.0),
+    "continuous": (engines.continuous, 45.0),
+    "precision": (engines.precision, 36.0),
+    "compile": (engines.compiled, 70.0),
 }

@@ -16,7 +16,19 @@ from typing import Any
 import lem_kit as lem
 from lem_kit.measurement import jsonable
 
+FULL_S = 505.0
 MODELS = ("random-llama-160m", "random-llama-1b")
+
+
+def until_settled(session: lem.Session) -> None:
+    """Wait, for three seconds at most, until the sampler has found the periods of its counters: before, it calls often and
+    windows are known less well."""
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        counters = [key for key in session.trace.counters if key.startswith("nvml:")]
+        if session.unavailable or (counters and all(key in session.trace.period_s for key in counters)):
+            return
+        time.sleep(0.03)
 
 
 class Skip(Exception):
@@ -32,16 +44,16 @@ class Check:
         self.repeats: int = options.repeat or (1 if options.quick else 2)
         self.models: list[str] = options.model or list(MODELS[: 1 if options.quick else 2])
         self.anywhere: bool = options.anywhere
-        self.input_tokens, self.output_tokens = (16, 8) if options.anywhere else (256, 128)
+        self.input_tokens, self.output_tokens = (16, 8) if options.anywhere else (256, 64)
         self.began = time.monotonic()
-        self.deadline = self.began + (options.seconds or (90 if options.quick else 510))
-        self.kept_for_later_s = 0.0  # what the parts to come need at the least
+        self._whole_s = options.seconds or (90 if options.quick else FULL_S)
+        self.deadline = self.began + self._whole_s
+        self._kept_for_later_s = 0.0
         self.baselines: dict[str, Any] = {}  # kind -> as `Session.baselines` has it
-        self.loads: dict[str, Any] = {}
         self.models_ready: Callable[[], None] = lambda: None
         self.results: dict[str, Any] = {"quick": self.quick, "repeats": self.repeats, "parts": {}, "headlines": []}
         self._part: dict[str, Any] = {}
-        self._sessions = 0
+        self.sessions: list[lem.Session] = []
         self.out.mkdir(parents=True, exist_ok=True)
         self._log = (self.out / "log.txt").open("a", encoding="utf-8")
 
@@ -52,13 +64,18 @@ class Check:
         return quick if self.quick else full
 
     def left_s(self) -> float:
-        return self.deadline - time.monotonic() - self.kept_for_later_s
+        return self.deadline - time.monotonic() - self._kept_for_later_s
 
-    def allow(self, what: str, seconds: float) -> bool:
-        """Whether there is time for it; if not, it is named among what was left out."""
-        if self.left_s() >= seconds:
+    def keep_for_later(self, seconds: float) -> None:
+        """What the parts to come need at the least, in a run of full length; less is kept in a shorter one."""
+        self._kept_for_later_s = seconds * min(1.0, self._whole_s / FULL_S)
+
+    def allow(self, what: str, seconds: float, keep_s: float = 0.0) -> bool:
+        """Whether there is time for it, and for `keep_s` more; if not, it is named among what was left out."""
+        left_s = max(self.left_s() - keep_s, 0)
+        if left_s >= seconds:
             return True
-        self.left_out(what, f"needs about {seconds:.0f} s, and {max(self.left_s(), 0):.0f} s are left")
+        self.left_out(what, f"needs about {seconds:.0f} s, and {left_s:.0f} s are left")
         return False
 
     # --- results --------------------------------------------------------------------------------------------------------
@@ -114,7 +131,9 @@ class Check:
     def session(self) -> lem.Session:
         """A session of the GPU's own sources whose runs are kept, with the baselines of those before it. Close it."""
         opened = lem.Session(self.out / "runs", sources=["nvml"])
+        self.sessions.append(opened)
         opened.baselines.update(self.baselines)
+        until_settled(opened)
         return opened
 
     def cuda(self) -> Any:

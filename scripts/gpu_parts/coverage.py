@@ -1,16 +1,23 @@
 """How often the intervals of lem_kit hold what they should, with long windows as the reference for short ones.
 
     adjacent   many short windows that touch, and the long one that they make up
-    inside     each of those against the mean power of the long one (steady load only)
+    inside     windows at random instants of a long one against its mean power: of any length under the steady load, and of
+               two whole periods of the square wave, whose edges cut it anywhere
     repeated   one and the same work again and again, each in a window of its own, against their mean
 
+    apart      the same windows again: counter against samples, brought to one gain by the long window, and the half-widths
+               of both without what is allowed for the samples at large. No power need be steady for this.
+
 The reference is not the truth: what the sensor's gain hides is in both. A straight line is taken out of repeated work, since
-a board that warms up is no error of the meter; what the work itself varies by is left in.
+a board that warms up is no error of the meter; what the work itself varies by is left in, and so the load is one that keeps
+below the power limit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -18,19 +25,24 @@ from typing import Any
 from lem_kit.session import energy
 
 from . import figures, loads
-from .check import Check
+from .check import Check, Skip
 from .facts import by_method, handle
-from .sensor import the_load
 
 SHORT_S, LONG_S = 0.23, 1.0
 SQUARE_S = 0.37
 METHODS = ("counter", "integral")
+RANDOM_WINDOWS = 60
 
 
 def measure(check: Check) -> None:
     handle()
-    load = the_load(check)
-    seconds = check.seconds(8, 1.5)
+    try:
+        load: Any = loads.Sums(check.cuda())
+    except Skip as reason:
+        load = loads.Nothing()
+        check.note(f"No load was put on the GPU, so all windows are idle ones: {reason}")
+    check.fact("load", load.name)
+    seconds = check.seconds(6, 1.5)
     shapes: dict[str, Callable[[float], Any]] = {
         "steady": lambda s: load.until(loads.now() + int(s * 1e9)),
         f"square, {1000 * SQUARE_S:g} ms": lambda s: square_on(load, s),
@@ -39,9 +51,9 @@ def measure(check: Check) -> None:
         if check.allow(f"adjacent windows, {name}", seconds + 2):
             adjacent(check, name, work, seconds)
     plans = [
-        ("back to back, 230 ms", SHORT_S, check.seconds(40, 6), False),
-        ("with pauses, 230 ms", SHORT_S, check.seconds(40, 6), True),
-        ("with pauses, 1 s", LONG_S, check.seconds(12, 0), True),
+        ("back to back, 230 ms", SHORT_S, check.seconds(30, 6), False),
+        ("with pauses, 230 ms", SHORT_S, check.seconds(30, 6), True),
+        ("with pauses, 1 s", LONG_S, check.seconds(10, 0), True),
     ]
     for name, length_s, count, pauses in plans:
         if count and check.allow(f"repeated work, {name}", count * (length_s + 0.1 * pauses) + 2):
@@ -73,6 +85,9 @@ def adjacent(check: Check, name: str, work: Callable[[float], Any], seconds: flo
     trace = window.measurement.trace
     whole = by_method(energy(trace, edges[0], edges[-1]))
     parts = [by_method(energy(trace, a, b)) for a, b in itertools.pairwise(edges)]
+    for length_s in (0.05, SHORT_S, LONG_S):
+        if length_s < seconds / 3:
+            apart(check, name, trace, (edges[0], edges[-1]), length_s)
     for method in METHODS:
         long = whole.get(method)
         short = [part[method] for part in parts if method in part]
@@ -86,11 +101,57 @@ def adjacent(check: Check, name: str, work: Callable[[float], Any], seconds: flo
             "sum/long": total / long.joules, "difference/±": abs(total - long.joules) / long.uncertainty_j,
         }  # fmt: skip
         check.table("adjacent windows", [row])
-        if name == "steady":
-            length = [(b - a) / (edges[-1] - edges[0]) for a, b in itertools.pairwise(edges)]
-            scaled = [e.joules / share for e, share in zip(short, length)]
-            halves = [e.uncertainty_j / share for e, share in zip(short, length)]
-            add(check, "inside a long window, 230 ms", method, scaled, halves, long.joules)
+        for length_s in (0.05, SHORT_S, LONG_S) if name == "steady" else (2 * SQUARE_S,):
+            if length_s < seconds / 3:
+                inside(
+                    check,
+                    f"{name}, inside, {1000 * length_s:g} ms",
+                    method,
+                    trace,
+                    (edges[0], edges[-1]),
+                    long.joules,
+                    length_s,
+                )
+
+
+def inside(check: Check, name: str, method: str, trace: Any, edges: tuple[int, int], joules: float, length_s: float) -> None:
+    """Windows at random instants of a long one against its mean power."""
+    length_ns = int(length_s * 1e9)
+    draw = random.Random(2)
+    starts = [draw.randrange(edges[0], edges[1] - length_ns) for _ in range(RANDOM_WINDOWS)]
+    found = [by_method(energy(trace, t, t + length_ns))[method] for t in starts]
+    known = [e for e in found if e.joules is not None]
+    if len(known) < len(found):
+        check.left_out(f"{len(found) - len(known)} windows {name}, {method}", "no energy: " + reasons(found))
+    if known:
+        reference = joules * length_ns / (edges[1] - edges[0])
+        add(check, name, method, [e.joules for e in known], [e.uncertainty_j for e in known], reference)
+
+
+def apart(check: Check, name: str, trace: Any, edges: tuple[int, int], length_s: float) -> None:
+    """Counter against samples in windows at random instants."""
+    plain = {key: domain._replace(relative_error=0.0) for key, domain in trace.domains.items()}
+    trace = dataclasses.replace(trace, domains=plain)
+    whole = by_method(energy(trace, *edges))
+    length_ns = int(length_s * 1e9)
+    draw = random.Random(3)
+    starts = [draw.randrange(edges[0], edges[1] - length_ns) for _ in range(RANDOM_WINDOWS)]
+    pairs = [by_method(energy(trace, t, t + length_ns)) for t in starts]
+    pairs = [pair for pair in pairs if all(m in pair and pair[m].joules is not None for m in METHODS)]
+    if not pairs or any(m not in whole or whole[m].joules is None for m in METHODS):
+        check.left_out(f"counter against samples, {name}, {1000 * length_s:g} ms", "one of them has no energy")
+        return
+    gain = whole["counter"].joules / whole["integral"].joules
+    mean = whole["counter"].joules * length_ns / (edges[1] - edges[0])
+    apart_j = [mean + p["counter"].joules - gain * p["integral"].joules for p in pairs]
+    halves = [math.hypot(p["counter"].uncertainty_j, gain * p["integral"].uncertainty_j) for p in pairs]
+    found = figures.covered(apart_j, halves, mean)
+    row = {"load": name, "length ms": 1000 * length_s, "mean J": mean, "gain": gain, **found}
+    check.table("counter against samples", [row])
+    check.headline(
+        f"counter - samples within both ±: {name}, {1000 * length_s:g} ms",
+        f"{found['inside']} of {found['windows']} (± {found['half_width_percent']:.2f} %, sd {found['sd_percent']:.2f} %)",
+    )
 
 
 def repeated(check: Check, load: Any, name: str, length_s: float, count: int, pauses: bool) -> None:
@@ -116,8 +177,10 @@ def repeated(check: Check, load: Any, name: str, length_s: float, count: int, pa
 def add(check: Check, name: str, method: str, values: list[float], halves: list[float], reference: float) -> None:
     found = figures.covered(values, halves, reference)
     check.table("coverage", [{"windows of": name, "source": method, "mean J": reference, **found}])
+    if method == "integral":
+        return
     check.headline(
-        f"inside ±: {name}, {method}",
+        f"inside ±: {name}",
         f"{found['inside']} of {found['windows']} (± {found['half_width_percent']:.2f} %, sd {found['sd_percent']:.2f} %)",
     )
 

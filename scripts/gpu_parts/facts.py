@@ -104,7 +104,7 @@ def fields(nvml: Any, board: Any) -> list[dict[str, Any]]:
 def idle(check: Check) -> None:
     """Power of this process without CUDA, and with CUDA and no model. The third baseline is taken with each model."""
     handle()
-    seconds = check.seconds(5, 2)
+    seconds = check.seconds(4, 2)
     rows = []
     for kind in ("bare", "context"):
         if kind == "context":

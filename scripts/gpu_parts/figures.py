@@ -73,6 +73,25 @@ def ratio(a: float, half_a: float, b: float, half_b: float) -> Interval:
     return Interval(value, value - half, value + half, 2)
 
 
+def delays_s(tokens_ns: Sequence[int], calls_ns: Sequence[tuple[int, int]]) -> list[float]:
+    """How much longer each step that met a call (began, ended) took than the mean of the steps before and after it, where
+    those met none. Neighbours share what drifts on a host, so that little of it is left."""
+    began, ended = (np.array([call[k] for call in calls_ns], dtype=np.int64) for k in (0, 1))
+    edges = np.asarray(tokens_ns, dtype=np.int64)
+    took = np.diff(edges) / 1e9
+    met = np.searchsorted(began, edges[1:]) > np.searchsorted(ended, edges[:-1], side="right")
+    alone = [k for k in range(1, len(took) - 1) if met[k] and not met[k - 1] and not met[k + 1]]
+    return [float(took[k] - (took[k - 1] + took[k + 1]) / 2) for k in alone]
+
+
+def mean_of(samples: Sequence[float]) -> Interval | None:
+    """Mean with Student's 95 % interval; None for fewer than two."""
+    if len(samples) < 2:
+        return None
+    mean, half = sum(samples) / len(samples), student_t(len(samples) - 1) * stdev(samples) / math.sqrt(len(samples))
+    return Interval(mean, mean - half, mean + half, len(samples))
+
+
 def detrended(values: Sequence[float]) -> list[float]:
     """The values without the straight line through them, at their mean: a slow drift is no error of the meter."""
     y = np.asarray(values, dtype=float)

@@ -20,17 +20,19 @@ from .check import Check
 from .facts import idle_row
 
 BATCHES = (1, 8, 64)
+LEAST_REPEATS = 5
 KINDS = ("engine", "context", "bare")
 
 
 def measure(check: Check) -> None:
     check.engine()
-    for model in check.models:
+    for number, model in enumerate(check.models, start=1):
         if not check.allow(f"{model}: loading, idle and one batch size", check.seconds(25, 12)):
             continue
+        keep_s = check.left_s() * (1 - number / len(check.models))
         backend = load(check, model)
         try:
-            one_model(check, model, backend)
+            one_model(check, model, backend, keep_s if number == 1 else 0.0)
         finally:
             backend.close()
 
@@ -43,19 +45,23 @@ def load(check: Check, model: str, **engine_args: Any) -> Any:
     return lem.load_backend("transformers", model, **engine_args)
 
 
-def one_model(check: Check, model: str, backend: Any) -> None:
+def one_model(check: Check, model: str, backend: Any, keep_s: float) -> None:
+    """`keep_s` is left to the models after this one."""
     rows = []
     with check.session() as session:
         m = session.idle(check.seconds(4, 2), label=f"idle {model}")  # this process decides which kind it is
         check.table("idle with a model", [{"model": model, **idle_row(m, m.config["baseline"], 1)}])
-        turns: dict[int, int] = {}
+        turns: dict[int, tuple[int, float]] = {}
         batches = BATCHES[: 2 if check.quick else None]
         for number, batch in itertools.product(range(1, check.repeats + 1), batches):
-            if check.allow(f"{model}, batch {batch}, pass {number}", check.seconds(9, 5)):
-                rows += [one_batch(check, session, backend, model, batch, number, turns)]
+            needed_s = turns[batch][0] * turns[batch][1] + 3 if batch in turns else check.seconds(12, 5)
+            if check.allow(f"{model}, batch {batch}, pass {number}", needed_s, keep_s):
+                rows += [one_batch(check, session, backend, model, batch, number, turns, check.seconds(3.5, 1.5))]
         for batch in batches:
-            if check.allow(f"{model}, batch {batch}, prefill alone", check.seconds(5, 3)):
+            if check.allow(f"{model}, batch {batch}, prefill alone", check.seconds(5, 3), keep_s):
                 prefill_alone(check, session, backend, model, batch)
+        if check.allow(f"{model}: FLOPs counted against the formula", 2):
+            check_flops(check, session, backend, model)
     check.table("inference", rows)
     repeatability(check, rows)
     for row in rows:
@@ -69,16 +75,26 @@ def one_model(check: Check, model: str, backend: Any) -> None:
 
 
 def one_batch(
-    check: Check, session: Any, backend: Any, model: str, batch: int, number: int, turns: dict[int, int]
+    check: Check,
+    session: Any,
+    backend: Any,
+    model: str,
+    batch: int,
+    number: int,
+    turns: dict[int, tuple[int, float]],
+    seconds: float,
 ) -> dict[str, Any]:
-    """One row. How often the batch is sent is decided once, so that both passes do the same."""
+    """One row. How often the batch is sent is decided once, so that both passes do the same: five times at the least, for
+    Student's factor is 12.7 with two and 2.8 with five. Three rounds warm up; waiting until latency settles would take up to
+    half a minute where the host is not steady."""
     requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens, seed=number)
     plan = lem.traffic.batches(batch)
     if batch not in turns:
-        took = timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1)))
-        took = min(took, timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1))))
-        turns[batch] = max(2, min(20, round(check.seconds(4, 1.5) / took)))
-    m = session.run(backend, requests, plan, label=f"{model} batch {batch}", repeats=turns[batch], config={"pass": number})
+        sent = [timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, requests, plan, -1))) for _ in range(2)]
+        turns[batch] = max(LEAST_REPEATS, min(20, round(seconds / min(sent)))), min(sent)
+    m = session.run(
+        backend, requests, plan, label=f"{model} batch {batch}", repeats=turns[batch][0], warmup=1, config={"pass": number}
+    )
     check.say(f"{model}, batch {batch}, pass {number}: {metrics.output_tokens_per_s(m):.4g} tokens/s")
     return row_of(m, model=model, batch=batch, **{"pass": number})
 
@@ -127,19 +143,26 @@ def optional(module: str, name: str, *args: Any) -> Any:
 
 
 def split(m: Any) -> dict[str, Any]:
-    """Energy of prefill and decode, if this lem_kit can tell them apart."""
-    return {"prefill J": None, "decode J": None}
+    """Energy of prefill and decode for each repeat, if this lem_kit and the window can tell them apart."""
+    found = optional("phases", "split", m)
+    row: dict[str, Any] = {}
+    for name in ("prefill", "decode"):
+        phase = getattr(found, name, None)
+        figure = phase.figure if phase is not None else None
+        row[f"{name} J"] = figure.value / len(m.repeats) if figure else None
+        row[f"± {name} J"] = figure.half_width / len(m.repeats) if figure else None
+    return row
 
 
 def prefill_alone(check: Check, session: Any, backend: Any, model: str, batch: int) -> None:
-    """The same prompts with one output token each: an independent figure for what prefill costs."""
+    """Prompts of the same length with one output token each: an independent figure for what prefill costs."""
     plan = lem.traffic.batches(batch)
     pilot = lem.prompts.synthetic(batch, check.input_tokens, 1, seed=7)
     for _ in range(2):
         took = timed(lambda: lem.traffic.run_blocking(lem.traffic.send(backend, pilot, plan, -1)))
-    rounds = max(1, min(100, round(check.seconds(1.0, 0.5) / took)))
+    rounds = max(1, min(100, round(check.seconds(0.6, 0.3) / took)))
     requests = lem.prompts.synthetic(batch * rounds, check.input_tokens, 1, seed=8)
-    m = session.run(backend, requests, plan, label=f"{model} prefill batch {batch}", repeats=3, warmup=0)
+    m = session.run(backend, requests, plan, label=f"{model} prefill batch {batch}", repeats=LEAST_REPEATS, warmup=0)
     energy = metrics.energy_j(m)
     batches = rounds * len(m.repeats)
     check.table(
@@ -154,6 +177,21 @@ def prefill_alone(check: Check, session: Any, backend: Any, model: str, batch: i
             }
         ],
     )  # fmt: skip
+
+
+def check_flops(check: Check, session: Any, backend: Any, model: str) -> None:
+    """What torch counts against what the model's shape says; torch counts the whole square of a prompt's attention."""
+    batch, prompt, output = 2, 64, 8
+    counted = optional(
+        "flops", "counted", backend.model if hasattr(backend, "model") else backend._model, prompt, output, batch
+    )
+    m = session.run(
+        backend, lem.prompts.synthetic(batch, prompt, output), lem.traffic.batches(batch), label=f"{model} flops", warmup=0
+    )
+    said = optional("flops", "of_run", m)
+    if counted is not None and said is not None:
+        row = {"model": model, "counted": counted.flop, said.method: said.flop, "counted/formula": counted.flop / said.flop}
+        check.table("FLOPs", [row])
 
 
 def repeatability(check: Check, rows: list[dict[str, Any]]) -> None:

@@ -29,16 +29,34 @@ class Products:
             self._torch.mm(self._x, self._x, out=self._y)
         self._torch.cuda.synchronize()
 
-    def until(self, t_ns: int) -> None:
+    def until(self: Any, t_ns: int) -> None:
         while now() < t_ns:
             self.work(2)
 
-    def count_for(self, seconds: float) -> int:
+    def count_for(self: Any, seconds: float) -> int:
         """How many products take so long, once the clocks have settled."""
         self.until(now() + 300_000_000)
         began = now()
         self.work(200)
         return max(1, round(200 * seconds * 1e9 / (now() - began)))
+
+
+class Sums:
+    """Sums of two large vectors on CUDA device 0: the memory works and the board stays below its power limit, so that the
+    same work costs the same energy, as it does not where a limit governs the clocks (products of matrices on an H100)."""
+
+    def __init__(self, torch: Any, elements: int = 1 << 27) -> None:
+        self._torch = torch
+        self._x, self._y, self._z = (torch.ones(elements, device="cuda", dtype=torch.float16) for _ in range(3))
+        torch.cuda.synchronize()
+        self.name = f"sum of two vectors of {elements >> 20} Mi half floats"
+
+    def work(self, count: int) -> None:
+        for _ in range(count):
+            self._torch.add(self._x, self._y, out=self._z)
+        self._torch.cuda.synchronize()
+
+    until, count_for = Products.until, Products.count_for
 
 
 class Nothing:

@@ -25,7 +25,7 @@ from .facts import by_method, handle
 SQUARES_S = (0.02, 0.05, 0.1, 0.2, 1.0)
 PART_TIME_S = (0.1, 0.097)
 DUTY = 0.3
-SETTLE_S = 0.5  # after a change of load, before its power is looked at
+SETTLE_S = 0.4  # after a change of load, before its power is looked at
 LEAST_SWING_W = 20.0  # of a load above idle, for the part-time test to mean something
 AVERAGE_S = 1.1  # field 185 is a mean of a second
 
@@ -33,7 +33,7 @@ AVERAGE_S = 1.1  # field 185 is a mean of a second
 def characterise(check: Check) -> None:
     nvml, board = handle()
     uuid = nvml.nvmlDeviceGetUUID(board)
-    idle_costs = costs(nvml, board, check.seconds(100, 30))
+    idle_costs = costs(nvml, board, int(check.seconds(100, 30)))
     load = the_load(check)
     refreshes(check, uuid, load)
     calls(check, nvml, board, idle_costs, load)
@@ -41,15 +41,14 @@ def characterise(check: Check) -> None:
 
 
 def the_load(check: Check) -> Any:
-    """The products on the GPU, made once; or nothing, with a note."""
-    if "products" not in check.loads:
-        try:
-            check.loads["products"] = loads.Products(check.cuda())
-        except Skip as reason:
-            check.loads["products"] = loads.Nothing()
-            check.note(f"No load was put on the GPU, so busy figures are idle ones: {reason}")
-    check.fact("load", check.loads["products"].name)
-    return check.loads["products"]
+    """The products on the GPU, or nothing, with a note."""
+    try:
+        load: Any = loads.Products(check.cuda())
+    except Skip as reason:
+        load = loads.Nothing()
+        check.note(f"No load was put on the GPU, so busy figures are idle ones: {reason}")
+    check.fact("load", load.name)
+    return load
 
 
 # --- what asking costs ------------------------------------------------------------------------------------------------
@@ -102,7 +101,7 @@ def calls(check: Check, nvml: Any, board: Any, idle_costs: dict[str, Any], load:
     thread.start()
     time.sleep(SETTLE_S)
     try:
-        busy_costs = costs(nvml, board, check.seconds(100, 20))
+        busy_costs = costs(nvml, board, int(check.seconds(100, 20)))
     finally:
         stop.set()
         thread.join()
@@ -181,7 +180,7 @@ def refreshes(check: Check, uuid: str, load: Any) -> None:
     check.table("refresh", rows)
     step = figures.smallest_step(found["counter"][:, 2]) if len(found["counter"]) else None
     check.fact("counter_smallest_step_mj", step)
-    counter = next((row for row in rows if row["figure"] == "counter" and row["grid_ms"]), None)
+    counter = next((row for row in reversed(rows) if row["figure"] == "counter" and row["grid_ms"]), None)
     samples = next((row for row in rows if row["figure"] == "samples" and row["p50_ms"]), None)
     check.headline("counter refreshed every", f"{counter['grid_ms']:.3f} ms" if counter else "no grid seen")
     check.headline("counter counts in", f"{step} mJ" if step else "not seen to count")
@@ -217,7 +216,7 @@ def refresh_rows(found: dict[str, Any], began_ns: int, ended_ns: int) -> dict[st
 
 def agreement(check: Check, uuid: str, load: Any) -> None:
     """Counter, integral of samples and both power fields side by side on idle, steady and square loads."""
-    seconds = check.seconds(3, 1)
+    seconds = check.seconds(2.5, 1)
     plans: list[tuple[str, Callable[[], float]]] = [
         ("idle", lambda: time.sleep(seconds) or 0.0),
         ("steady", lambda: load.until(loads.now() + int(seconds * 1e9)) or 1.0),
@@ -232,12 +231,13 @@ def agreement(check: Check, uuid: str, load: Any) -> None:
     windows = []
     with polling(check, uuid, "agreement", "fields") as found, check.session() as session:
         for number in range(1, check.repeats + 1):
+            if not check.allow(f"agreement of figures, pass {number}", len(plans) * (seconds + SETTLE_S)):
+                break
             for name, work in plans:
-                if check.allow(f"agreement on {name}, pass {number}", seconds + 1):
-                    time.sleep(check.seconds(SETTLE_S, 0.1))
-                    with session.window(f"sensor {name}") as window:
-                        busy = work()
-                    windows.append((name, number, busy, window.measurement))
+                time.sleep(check.seconds(SETTLE_S, 0.1))
+                with session.window(f"sensor {name}") as window:
+                    busy = work()
+                windows.append((name, number, busy, window.measurement))
     rows = [agreement_row(*window, found["fields"]) for window in windows]
     check.table("agreement", rows)
     part_time(check, rows)

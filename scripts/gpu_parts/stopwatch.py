@@ -2,43 +2,106 @@
 
 The one idea: short runs of the same work in turn, in an order drawn anew each round, so that whatever drifts meets all of
 them alike; figures are ratios of tokens/s within a round, with Student's interval of their mean logarithm. Sampler on and
-off alternate in blocks of two rounds; the sampler's first second, in which it looks for the counter's period and calls more
-often, is waited for and not counted.
+off alternate in blocks of a few rounds; the sampler's first second, in which it looks for the counter's period and calls
+more often, is waited for and not counted, and without it the GPU rests as long.
+
+Where the host is not steady, such ratios are known to a few percent only. So the parts are also taken one by one, as shares
+of a decoding step: handing a token over (the copy that a streamer costs, and the note of its instant), what the event loop
+computes meanwhile, and how much longer a step takes that meets a reading of the counter than the steps beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lem_kit as lem
+from lem_kit import metrics
 
 from . import figures
-from .check import Check
+from .check import Check, until_settled
 from .inference import load
 
-ROUNDS_PER_BLOCK = 2
+ROUNDS_PER_BLOCK = 6
+REST_S = 1.0
 
 
 def measure(check: Check) -> None:
     torch = check.engine()
     model = check.models[0]
-    if not check.allow(f"{model}: loading and a round", 15):
+    if not check.allow(f"{model}: loading and a round", check.seconds(15, 8)):
         return
     backend = load(check, model)
     try:
         for batch in (1, 8)[: 1 if check.quick else 2]:
-            lengths = (check.input_tokens, check.output_tokens // 2)
+            if check.allow(f"{model}, batch {batch}: the parts of the cost", check.seconds(10, 4)):
+                parts_of_it(check, torch, backend, model, batch)
+        for batch in (1, 8)[: 1 if check.quick else 2]:
+            lengths = (check.input_tokens, max(4, check.output_tokens // 4))
             compare(check, arms(torch, backend, batch, lengths), model, batch, batch * lengths[1])
     finally:
         backend.close()
 
 
+def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int) -> None:
+    """Shares of a decoding step, each from its own clock."""
+    from lem_kit.backends._static import Steps
+
+    async def loop_s() -> float:
+        return time.thread_time()  # of the thread that collects what the generating one has left
+
+    steps, token = Steps(), torch.zeros(batch, dtype=torch.int64, device=backend._model.device)
+    noted = [timed_s(lambda: steps.put(token)) for _ in range(5000)]
+    copied = [timed_s(token.cpu) for _ in range(500)]
+    requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens)
+    with check.session() as session:
+        before = lem.traffic.run_blocking(loop_s())
+        m = session.run(
+            backend, requests, lem.traffic.batches(batch), label=f"{model} stopwatch batch {batch}",
+            repeats=int(check.seconds(6, 2)), warmup=1,
+        )  # fmt: skip
+        computed_s = lem.traffic.run_blocking(loop_s()) - before
+        calls = [
+            (t - took, t)
+            for key, series in session.trace.counters.items()
+            for t, took in zip(series.t_ns, series.took_ns)
+            if key.startswith("nvml:")
+        ]
+    sent = [*m.warmup[::batch], *m.completions[::batch]]
+    delays = [d for c in sent for d in figures.delays_s([t for t, _ in c.events], calls)]
+    generated_s = sum((c.done_ns - c.dispatch_ns) / 1e9 for c in sent)
+    step_s = metrics.percentile(metrics.values(m, metrics.tpot_s), 50)
+    if step_s is None:
+        return
+    delay = figures.mean_of(delays)
+    inside = sum(m.t0_ns <= end <= m.t1_ns for _, end in calls) / m.duration_s
+    row = {
+        "model": model, "batch": batch, "step ms": 1000 * step_s,
+        "note %": 100 * statistics.median(noted) / step_s, "copy %": 100 * statistics.median(copied) / step_s,
+        "event loop %": 100 * computed_s / generated_s,
+        "calls per s": inside if calls else None, "steps that met one": len(delays),
+        "delay by a call ms": 1000 * delay.value if delay else None,
+        "sampler %": 100 * delay.value * inside if delay else None,
+        "low": 100 * delay.low * inside if delay else None, "high": 100 * delay.high * inside if delay else None,
+    }  # fmt: skip
+    check.table("parts of the cost", [row])
+    sampler_said = f"{row['sampler %']:.2f} [{row['low']:.2f}, {row['high']:.2f}] %" if delay else "unknown"
+    stopwatch = row["note %"] + row["copy %"] + row["event loop %"]
+    check.headline(f"{model}, batch {batch}: of a step, stopwatch / sampler", f"{stopwatch:.2f} % / {sampler_said}")
+
+
+def timed_s(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
 def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """The same work three ways. The bare one is what a user would write."""
+    """The same work three ways."""
     requests = lem.prompts.synthetic(batch, *lengths)
     model = backend._model  # the very same weights must be run with lem_kit around them and without
     from transformers.generation.streamers import BaseStreamer
@@ -48,33 +111,37 @@ def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict
 
         def end(self) -> None: ...
 
-    def bare(**more: Any) -> None:
-        ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
-        options = {"max_new_tokens": lengths[1], "min_new_tokens": lengths[1], "do_sample": False, "pad_token_id": 0}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **more)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    generate = bare(torch, model, requests)
 
     def full() -> None:
         done = lem.traffic.run_blocking(lem.traffic.send(backend, requests, lem.traffic.batches(batch)))
         assert sum(c.output_tokens for c in done) == batch * lengths[1], done[0].error
 
-    return {"bare": bare, "streamer alone": lambda: bare(streamer=Silent()), "lem_kit": full}
+    return {"bare": generate, "streamer alone": lambda: generate(streamer=Silent()), "lem_kit": full}
+
+
+def bare(torch: Any, model: Any, requests: Sequence[Any]) -> Callable[..., None]:
+    """`generate` as a user would write it, for requests of one length; it takes further options."""
+    tokens = requests[0].max_new_tokens
+    fixed = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+
+    def generate(**options: Any) -> None:
+        ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **fixed, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return generate
 
 
 @contextlib.contextmanager
 def sampler(on: bool) -> Iterator[None]:
     """A session that has found its counters' periods, or none."""
-    if not on:
-        time.sleep(0.05)
-        yield
-        return
-    with lem.Session() as session:
-        for _ in range(100):
-            counters = [key for key in session.trace.counters if key.startswith("nvml:")]
-            if counters and all(key in session.trace.period_s for key in counters):
-                break
-            time.sleep(0.03)
+    rested = time.monotonic() + REST_S
+    with lem.Session(sources=["nvml"]) if on else contextlib.nullcontext() as session:
+        if session is not None:
+            until_settled(session)
+        time.sleep(max(rested - time.monotonic(), 0))
         yield
 
 
@@ -84,9 +151,9 @@ def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch:
         run()
         run()
     took: dict[tuple[str, bool], list[float]] = {(arm, on): [] for arm in work for on in (False, True)}
-    blocks = int(check.seconds(12, 2))
+    blocks = int(check.seconds(4 if batch == 1 else 2, 2))
     for block in range(blocks):
-        if check.left_s() < 3:
+        if check.left_s() < check.seconds(8, 4):
             check.left_out(f"{model}, batch {batch}: blocks {block + 1} to {blocks} of pairs", "no time is left")
             break
         for on in draw.sample((False, True), 2):

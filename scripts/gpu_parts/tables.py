@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lem_kit import metrics
+from lem_kit.measurement import Measurement, jsonable
+
+from . import figures
 
 
 def cell(value: Any) -> str:
@@ -44,7 +49,27 @@ def markdown(results: Mapping[str, Any]) -> str:
             text += ["", "```", *part["facts"]["doctor"], "```", ""]
         if "traceback" in part:
             text += ["", "```", part["traceback"].rstrip(), "```", ""]
+    if results.get("agreement"):
+        text += ["## Counter and integral", "", markdown_table(results["agreement"]), ""]
     return "\n".join(text) + "\n"
+
+
+def agreement(measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """How often counter and integral of a board disagree, and how far they are apart at most, by the first word of labels:
+    every window and every repeat of it in which both are known."""
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for m in measurements:
+        for energy in (m.energy, *(r.energy for r in m.repeats)):
+            for key, apart in metrics.agreement(energy).items():
+                pair = apart, "sources_disagree" in energy[key].reasons
+                found.setdefault(m.label.split()[0], []).append(pair)
+    return [
+        {
+            "windows": of, "number": len(pairs), "disagree": sum(code for _, code in pairs),
+            "farthest apart %": 100 * max(abs(apart) for apart, _ in pairs),
+        }
+        for of, pairs in found.items()
+    ]  # fmt: skip
 
 
 def short(results: Mapping[str, Any]) -> str:
@@ -53,12 +78,41 @@ def short(results: Mapping[str, Any]) -> str:
     for name, part in results["parts"].items():
         if part["status"] not in ("done", "running"):
             rows.append({"what": f"part {name}", "value": f"{part['status']}: {part.get('why', '')}"})
-        rows += [{"what": f"left out: {left['what']}", "value": left["why"]} for left in part["left_out"]]
+        if part["left_out"]:
+            said = [f"{left['what']} ({left['why']})" for left in part["left_out"]]
+            more = f"; and {len(said) - 4} more" if len(said) > 4 else ""
+            rows.append({"what": f"left out of {name}", "value": "; ".join(said[:4]) + more})
     return markdown_table(rows) if rows else "Nothing was measured."
 
 
+def against(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Repeatability between two runs of the check: J per output token and tokens/s of this one over the earlier one's, for
+    every row that both have, with the interval that the rows' own intervals give."""
+    found = []
+    for part, table in (("inference", "inference"), ("precision", "number formats"), ("compile", "static cache")):
+        rows, others = (run["parts"].get(part, {}).get("tables", {}).get(table, []) for run in (new, old))
+        names = [name for name in ("format", "cache", "model", "batch", "pass") if any(name in row for row in rows)]
+        for row in rows:
+            other = next((o for o in others if all(o.get(name) == row.get(name) for name in names)), None)
+            if other is None:
+                continue
+            energy = None
+            if row["J/output token"] and other["J/output token"]:
+                energy = figures.ratio(row["J/output token"], row["± gross"], other["J/output token"], other["± gross"])
+            found.append(
+                {
+                    "what": ", ".join(f"{name} {row[name]}" for name in names if row.get(name) is not None),
+                    "J/token, this/earlier": energy.value if energy else None,
+                    "low": energy.low if energy else None,
+                    "high": energy.high if energy else None,
+                    "tokens/s, this/earlier": row["output tokens/s"] / other["output tokens/s"],
+                }
+            )
+    return found
+
+
 def write(out: Path, results: Mapping[str, Any]) -> None:
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json.dumps(jsonable(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / "results.md").write_text(markdown(results), encoding="utf-8")
 
 
