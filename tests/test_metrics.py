@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from array import array
@@ -311,7 +312,7 @@ def test_a_repeat_that_takes_longer_idles_longer_and_net_energy_knows() -> None:
     starts = (0, 1, 3, 6)  # seconds: repeats of 1, 2 and 3 s
     repeats = tuple(
         Repeat(a * SECOND, b * SECOND, {"nvml:gpu0": energy("nvml:gpu0", 100.0 * (b - a) + 50.0, 2.0)}, 10)
-        for a, b in zip(starts, starts[1:])
+        for a, b in itertools.pairwise(starts)
     )
     m = dataclasses.replace(m, repeats=repeats)
     gross, net = metrics.energy_j(m), metrics.net_energy_j(m)
