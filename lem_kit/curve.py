@@ -180,24 +180,26 @@ class Course:
             self.period_ns = max(self.period_ns, domain.refresh_s * 1e9)
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
         self._samples = Samples(gauge)
-        self.unexplained_j = self._disagreement_j()
+        self.unexplained_j, self._unexplained_ns = self._disagreement()
 
-    def _disagreement_j(self) -> float:
+    def _disagreement(self) -> tuple[float, float]:
         """How far samples and counter differ from cell to cell beyond what the shapes of the pieces allow: updates that come
-        out of time, and a course too quick for the samples. Root of the mean square; 0 where there are too few cells."""
+        out of time, and a course too quick for the samples. In J as the root of the mean square; and in ns, at the power of
+        the cell, what half of the cells stay below, as a standard deviation. 0 where there are too few cells."""
         samples, rows = self._samples, []
         for found, _ in self._sides:
             for a, b in itertools.pairwise(found):
                 if self._dense(a, b):
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
                     shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
-                    rows.append((b.joules - a.joules, whole, shapes[0] ** 2 + shapes[1] ** 2))
-        total = sum(whole for _, whole, _ in rows)
+                    rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, shapes[0] ** 2 + shapes[1] ** 2))
+        total = sum(whole for _, _, whole, _ in rows)
         if len(rows) < LEAST_CELLS or total <= 0.0:
-            return 0.0
-        scale = sum(joules for joules, _, _ in rows) / total
-        beyond = [(joules - scale * whole) ** 2 - scale**2 * shape for joules, whole, shape in rows]
-        return math.sqrt(max(sum(beyond) / len(beyond), 0.0))
+            return 0.0, 0.0
+        scale = sum(joules for joules, _, _, _ in rows) / total
+        squares = [(joules - scale * whole) ** 2 - scale**2 * shape for joules, _, whole, shape in rows]
+        times = [abs(joules - scale * whole) * length_ns / joules for joules, length_ns, whole, _ in rows if joules > 0.0]
+        return math.sqrt(max(sum(squares) / len(squares), 0.0)), 1.48 * median(times)
 
     def _dense(self, a: Knot, b: Knot) -> bool:
         """Whether power was sampled often enough between two knots to tell its course there."""
@@ -268,7 +270,8 @@ class Course:
         scale = joules / whole
         power, piece_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
-        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * self.unexplained_j)
+        unexplained_j = max(self.unexplained_j, power * scale * self._unexplained_ns)
+        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * unexplained_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)))
@@ -358,11 +361,12 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     domain = trace.domains[key]
     near = trace.gauges.get(domain.gauge or "", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
     t, p = near.t_ns, near.value
+    device = (domain.gauge or key).rpartition(".")[0]
     if not t or t[0] > t0_ns:
-        return _unknown(_failure(trace, key, t) or "source_starting")
+        return _unknown(_failure(trace, device, t) or "source_starting")
     step_ns = median(b - a for a, b in itertools.pairwise(t)) if len(t) > 2 else math.inf
     if t1_ns - t[-1] > 3 * step_ns:
-        return _unknown(_failure(trace, key, t) or "no_reading")
+        return _unknown(_failure(trace, device, t) or "no_reading")
     first, end = bisect_right(t, t0_ns) - 1, min(bisect_left(t, t1_ns) + 1, len(t))
     if end - first < 3:
         return _unknown("too_short")
@@ -372,10 +376,9 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         samples = Samples(near)
         joules = samples.sum_to(t1_ns) - samples.sum_to(t0_ns)
         noise = math.hypot(samples.around(t0_ns)[1], samples.around(t1_ns)[1])
-        beside = domain.gauge.removesuffix(".power_w") if domain.gauge else ""
-        if beside in trace.counters:  # the counter of the same device shows what the samples miss
-            series = trace.counters[beside].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
-            course = Course(trace, beside, series, t0_ns, t1_ns)
+        if device in trace.counters:  # the counter of the same device shows what the samples miss
+            series = trace.counters[device].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
+            course = Course(trace, device, series, t0_ns, t1_ns)
             noise = math.hypot(noise, 1.96 * course.unexplained_j)
     else:
         points = [

@@ -16,6 +16,8 @@ interval.
 
 from __future__ import annotations
 
+from statistics import median
+
 from .staircase import MOST_JITTER, Grid, brackets, period_ns
 from .trace import Series
 
@@ -25,6 +27,9 @@ NEEDED = 6  # updates seen before a period is believed
 AGAIN_NS = 1_000_000  # after a call that came too early; then twice that, and so on
 MOST_TRIES = 7
 EARLY_EVERY = 3
+NARROW = 0.8  # part of a period that a call may take, with the time to the one before, while the period is looked for
+VERY_NARROW = 0.25  # the same for calls at the interval, which may seem to have a period of their own
+STOOD = 60  # a counter that did not change in so many calls, and then does, is watched again
 DRIFT = 1e-7  # how much the period may change from one update to the next
 
 
@@ -44,6 +49,7 @@ class Pace:
         self._tries = 0
         self._calls = 0
         self._skipped = False
+        self._fast = False  # updated more often than it is to be read: its age is known then, which is enough
 
     def after(self, series: Series, now_ns: int) -> int:
         """`series` holds all readings of the counter, the last of them just made."""
@@ -52,9 +58,11 @@ class Pace:
         changed = len(series.value) > 1 and series.value[-1] != series.value[-2]
         self._calls += 1
         if self.grid is None:
-            if not (changed and self._begin(series)):
-                watching = now_ns - self._since_ns < WATCHED_NS
-                return now_ns + (min(WATCH_NS, self._interval_ns) if watching else self._interval_ns)
+            watching = now_ns - self._since_ns < WATCHED_NS and not self._fast
+            if changed and not watching and _stood(series):
+                self._since_ns, self._fast, watching = now_ns, False, True
+            if self._fast or not (changed and self._begin(series, NARROW if watching else VERY_NARROW)):
+                return now_ns + (min(WATCH_NS, self._interval_ns) if watching and not self._fast else self._interval_ns)
             return self._next(now_ns)
         if changed and not self._skipped:
             self._close_in(self._walls[0], min(self._walls[1], series.t_ns[-1]))
@@ -67,15 +75,17 @@ class Pace:
             return self._again(now_ns)
         return self._next(now_ns)
 
-    def _begin(self, series: Series) -> bool:
+    def _begin(self, series: Series, narrow: float) -> bool:
         """Whether the last changes keep to a period; if so, the walls are set."""
         start = next((i for i, t in enumerate(series.t_ns) if t >= (self._since_ns or 0)), 0)
         found = brackets(series.part(start, len(series.t_ns)))[-2 * NEEDED :]
         period: float | None = period_ns(found)
         if len(found) < NEEDED or period is None:
             return False
-        if period < self._interval_ns:  # updated more often than it is to be read: its age is known then, which is enough
-            self.period_ns, self._since_ns = period, series.t_ns[-1] - WATCHED_NS
+        if period < self._interval_ns:
+            self.period_ns, self._fast = period, True
+            return False
+        if median(b.hi_ns - b.lo_ns for b in found) > narrow * period:  # it may be the period of the calls
             return False
         first, last = found[0], found[-1]
         low, high = 0.0, float("inf")
@@ -142,3 +152,9 @@ class Pace:
         low, high = self._walls
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
+
+
+def _stood(series: Series) -> bool:
+    """Whether the counter stood still for some calls before the last one."""
+    before = series.value[-STOOD - 1 : -1]
+    return len(before) == STOOD and before[0] == before[-1]

@@ -231,7 +231,7 @@ class Sampler:
         thread it does every job once itself.
         """
         if self._thread is None:
-            for job in self._jobs:
+            for job in [] if self._stopping else self._jobs:  # a source that is closed is read no more
                 self._do(job)
             return
         with self._changed:

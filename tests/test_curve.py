@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from array import array
 from collections.abc import Callable
 from statistics import median
+from typing import Any, NamedTuple
 
 import pytest
+from conftest import FakeClock
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from simulation import WAVES, Board, recorded
 
-from lem_kit.curve import energy_between, mean_power_w
+from lem_kit.curve import energy_between, integral_between, mean_power_w
 from lem_kit.measurement import REASONS
 from lem_kit.trace import Domain, Series, Trace
 
@@ -182,6 +186,7 @@ UNKNOWN |= {
     "it has always failed": (
         Trace({}, {}, {KEY: Domain("gpu", "counter")}, [(0, "meter", "source_failed", "gone")]), "source_failed",
     ),
+    "the GPU fell off the bus": (failing([1_500], KEY, READINGS[:15], "gpu_lost"), "gpu_lost"),
     "another one failed": (failing([1_500], "other", READINGS[:15]), "no_reading"),
     "it failed, and was read again, before": (failing([500], "meter", READINGS[:15]), "no_reading"),
 }  # fmt: skip
@@ -271,7 +276,223 @@ def test_windows_side_by_side_add_up_and_time_has_no_origin(
     assert energy_between(moved, KEY, a + shift_ns, c + shift_ns).joules == pytest.approx(parts[2], rel=1e-6)
 
 
+def sampled(watts: list[float], means: bool = True, step_ms: int = 20, relative: float = 0.0, **more: Any) -> Trace:
+    """Samples of power at 0, `step_ms`, 2 `step_ms`, ..."""
+    gauge = Series(array("q", [k * step_ms * MS for k in range(len(watts))]), array("d", watts))
+    domain = Domain("gpu", "integral", None, 0.0, relative, gauge="meter:gpu0.power_w", means=means, **more)
+    return Trace(gauges={"meter:gpu0.power_w": gauge}, domains={"power:gpu0": domain})
+
+
+def test_means_are_integrated_piece_by_piece() -> None:
+    """A sample speaks for the time since the one before; at the edges it is cut."""
+    trace = sampled([100.0] * 51 + [300.0] * 50)
+    found = energy_between(trace, "power:gpu0", 500 * MS, 1_500 * MS)
+    assert found.joules == pytest.approx(100 * 0.5 + 300 * 0.5) and found.reasons == ()
+    assert found.uncertainty_j == pytest.approx(0.0, abs=1e-9), "edges where a sample ends"
+    cut = energy_between(trace, "power:gpu0", 510 * MS, 1_010 * MS)
+    assert cut.joules == pytest.approx(100 * 0.49 + 300 * 0.01)
+    # In the middle of a piece of 20 ms: of steady power a twentieth of it is doubted, at the jump its height as well.
+    doubts = [0.05 * 100 * 0.25 * 0.02, (200 + 0.05 * 300) * 0.25 * 0.02]
+    assert cut.uncertainty_j == pytest.approx(math.hypot(*doubts))
+    assert integral_between(trace, "power:gpu0", 510 * MS, 1_010 * MS) == cut
+
+
+def test_instants_are_integrated_as_trapezoids() -> None:
+    trace = sampled([100.0 + k for k in range(101)], means=False, relative=0.05)
+    found = energy_between(trace, "power:gpu0", 490 * MS, 1_510 * MS)
+    assert found.joules == pytest.approx((124.5 + 175.5) / 2 * 1.02)
+    # 52 steps of 1 W between the 53 values around the window; a new value every 20 ms, 59 W from lowest to highest near it.
+    noise = math.hypot(1.96 * math.sqrt(0.5) * 1.02 / math.sqrt(52), 58 * 0.02)
+    assert found.uncertainty_j == pytest.approx(math.hypot(noise, 0.05 * (found.joules or 0)), rel=0.02)
+
+
+def test_an_integral_is_unknown_for_reasons_of_its_own() -> None:
+    trace = sampled([200.0] * 100, limit_w=700.0)
+    cases = [
+        ((-SECOND, SECOND), "source_starting"), ((SECOND, 3 * SECOND), "no_reading"),
+        ((SECOND + 2 * MS, SECOND + 3 * MS), "too_short"),
+    ]  # fmt: skip
+    for window, reason in cases:
+        assert energy_between(trace, "power:gpu0", *window) == (None, None, (reason,))
+    trace.failures.append((1_990 * MS, "meter:gpu0", "gpu_lost", "gone"))
+    assert energy_between(trace, "power:gpu0", SECOND, 3 * SECOND) == (None, None, ("gpu_lost",)), "as its counter says"
+    assert energy_between(sampled([0.0] * 100), "power:gpu0", 0, SECOND).reasons == ("too_short",), "no power is no reading"
+    spike = sampled([200.0] * 50 + [1e6] + [200.0] * 49, limit_w=700.0)
+    assert energy_between(spike, "power:gpu0", 500 * MS, 1_500 * MS) == (None, None, ("implausible",))
+    assert energy_between(spike, "power:gpu0", 100 * MS, 800 * MS).joules == pytest.approx(140), "outside the window"
+    holed = sampled([200.0] * 100)
+    del holed.gauges["meter:gpu0.power_w"].t_ns[40:70], holed.gauges["meter:gpu0.power_w"].value[40:70]
+    assert energy_between(holed, "power:gpu0", 200 * MS, 1_800 * MS).reasons == ("sampling_gap",)
+
+
+def test_a_counter_shows_what_samples_beside_it_miss() -> None:
+    """Samples of a steady 200 W beside a counter whose cells say 190 and 210 J per second in turn: one of both misses 2 J
+    per cell, which both figures then tell."""
+    gauge = [200.0] * 301
+    series = Series()
+    for k in range(61):
+        series.append(k * 100 * MS, 20.0 * k + 1.0 * (k % 2), 1)
+    for jagged in (False, True):
+        trace = sampled(gauge)
+        values = series.value if jagged else array("d", [20.0 * k for k in range(61)])
+        trace.counters["meter:gpu0"] = Series(series.t_ns, values, series.took_ns)
+        trace.domains["meter:gpu0"] = Domain("gpu", "counter", refresh_s=0.0)
+        counter, integral = (energy_between(trace, key, 2 * SECOND, 3 * SECOND) for key in ("meter:gpu0", "power:gpu0"))
+        assert counter.joules == pytest.approx(200) and integral.joules == pytest.approx(200)
+        # The counter's edges: as much as cells of 210 W miss if such an error, 5 ms, is one of time.
+        assert counter.uncertainty_j == pytest.approx(
+            math.sqrt(2) * 1.96 * 1.48 * 0.005 * 210 if jagged else 0.0, rel=0.05, abs=0.05
+        )
+        assert integral.uncertainty_j == pytest.approx(1.96 * 1.0 if jagged else 0.0, abs=0.05)
+
+
+def test_samples_shape_a_cell_and_keep_its_energy() -> None:
+    """A counter of exactly known age every 100 ms, 20 J each: all of it was used in the last 20 ms of each cell."""
+    trace = sampled([1000.0 if k % 5 == 0 else 0.0 for k in range(301)])
+    trace.counters["meter:gpu0"] = Series(
+        array("q", [k * 100 * MS for k in range(61)]), array("d", [20.0 * k for k in range(61)])
+    )
+    trace.domains["meter:gpu0"] = Domain("gpu", "counter", refresh_s=0.0)
+    for t1_ms, joules in ((2_080, 20.0), (2_100, 40.0), (2_090, 30.0)):
+        assert energy_between(trace, "meter:gpu0", 1_900 * MS, t1_ms * MS).joules == pytest.approx(joules, abs=0.01)
+
+
+def test_power_of_a_gauge_is_as_it_was_read() -> None:
+    trace = sampled([1.0, 2.0, 3.0])
+    assert mean_power_w(trace, "power:gpu0") == [(0, 1.0), (20 * MS, 2.0), (40 * MS, 3.0)]
+
+
+def test_more_power_than_the_device_can_draw_is_not_believed() -> None:
+    trace = trace_of(READINGS, Domain("gpu", "counter", limit_w=30.0))  # 50 W
+    assert energy_between(trace, KEY, SECOND, 3 * SECOND) == (None, None, ("implausible",))
+    trace.domains[KEY] = Domain("gpu", "counter", limit_w=35.0)
+    assert energy_between(trace, KEY, SECOND, 3 * SECOND).joules == pytest.approx(100)
+
+
+def test_a_counter_that_stands_still_inside_a_window_is_stuck() -> None:
+    def readings(*still: tuple[int, int]) -> Trace:
+        frozen = [next((a for a, b in still if a <= k < b), k) for k in range(100)]
+        return trace_of([(k * 50 * MS, 10.0 * (j // 2)) for k, j in enumerate(frozen)])
+
+    assert energy_between(readings((30, 50)), KEY, SECOND, 4 * SECOND) == (None, None, ("counter_stuck",))
+    for fine in (readings((30, 36)), readings((4, 18)), readings((30, 36), (50, 56))):
+        assert energy_between(fine, KEY, SECOND, 4 * SECOND).joules == pytest.approx(300, rel=0.04)
+
+
 def test_power_is_drawn_without_peaks_of_doubt() -> None:
     points = mean_power_w(staircase(lambda t: 200 * t, 5, phase_s=0.049), KEY)
     assert len(points) > 10 and all(watts == pytest.approx(200, rel=0.26) for _, watts in points)
     assert mean_power_w(trace_of([]), KEY) == []
+
+
+# --- boards whose truth is known, under a real sampler ------------------------------------------------------------------
+
+LENGTHS_S = {0.05: 11, 0.23: 11, 1.07: 11, 10.03: 3}  # and windows of each in one recording
+BOARDS: dict[str, dict[str, Any]] = {
+    "h100": {},
+    "without samples": {"sample_s": None},
+    "20 ms": {"refresh_s": 0.02, "sample_s": None},
+    "20 ms with samples": {"refresh_s": 0.02},
+    "late by 2 ms": {"jitter_s": 0.002},
+    "late by 30 ms": {"jitter_s": 0.03},
+    "late by 30 ms, without samples": {"jitter_s": 0.03, "sample_s": None},
+}
+
+
+class Held(NamedTuple):
+    """Over all windows of one length: the share whose interval holds the truth, the root mean square of the relative error,
+    the median half-width as a fraction of the energy."""
+
+    share: float
+    sd: float
+    half: float
+
+
+@functools.cache
+def held(board: str, wave: str, integral: bool = False) -> dict[float, Held]:
+    """Eight recordings of 19 s, each on a board with phases of its own."""
+    rows: dict[float, list[tuple[float, float]]] = {length: [] for length in LENGTHS_S}
+    for seed in range(8):
+        clock = FakeClock()
+        clock.advance(0.3137 * seed)
+        start_ns, source = clock(), Board(WAVES[wave], clock, seed=seed, **BOARDS[board])
+        trace, draw = recorded(source, clock, 19), random.Random(seed)
+        for length_s, count in LENGTHS_S.items():
+            for _ in range(count):
+                t0 = start_ns + round(draw.uniform(4, 17.5 - length_s) * 1e9)
+                t1 = t0 + round(length_s * 1e9)
+                found = energy_between(trace, "sim_power:gpu0" if integral else "sim:gpu0", t0, t1)
+                true_j = source.true_j(t0, t1)
+                if found.joules is not None and found.uncertainty_j is not None:
+                    rows[length_s].append((found.joules / true_j - 1, found.uncertainty_j / true_j))
+                else:
+                    assert integral and found.reasons == ("too_short",)
+    result = {}
+    for length_s, pairs in rows.items():
+        errors, halves = [abs(error) for error, _ in pairs], [half for _, half in pairs]
+        share = sum(abs(error) <= half for error, half in pairs) / len(pairs)
+        result[length_s] = Held(share, math.sqrt(sum(e * e for e in errors) / len(errors)), median(halves))
+        ratio = median(halves) / max(median(errors), 1e-9)
+        name = f"{board}, {wave}{', integral' if integral else ''}, {length_s} s"
+        print(
+            f"{name}: held {share:.1%}, sd {result[length_s].sd:.3%}, half-width {median(halves):.3%}, / error {ratio:.1f}"
+        )
+    return result
+
+
+# Bounds of the standard deviation of the relative error for windows of 50 ms, 230 ms, 1.07 s and 10.03 s.
+SD = {
+    "constant": (0.0005, 0.0005, 0.0005, 0.0005),
+    "square": (0.06, 0.012, 0.0015, 0.0006),
+    "sine": (0.01, 0.003, 0.0008, 0.0005),
+    "bursts": (0.06, 0.012, 0.0015, 0.0006),
+    "locked": (0.12, 0.02, 0.005, 0.0008),  # in step with the counter and the samples, which see the same of each period
+    "decode": (0.08, 0.02, 0.004, 0.0006),  # quicker than the samples: each sees another part of it
+}
+
+
+def overall(found: dict[float, Held]) -> float:
+    """Share over all lengths. That of one length, from 88 windows, comes out up to 5 percent lower or higher by chance."""
+    counts = LENGTHS_S.values()
+    return sum(figure.share * count for figure, count in zip(found.values(), counts)) / sum(counts)
+
+
+@pytest.mark.parametrize("wave", SD)
+def test_the_interval_holds_the_truth_of_a_board_with_samples(wave: str) -> None:
+    found = held("h100", wave)
+    assert overall(found) >= 0.93
+    for figure, most in zip(found.values(), SD[wave]):
+        assert figure.share >= 0.9 and figure.sd < most
+
+
+@pytest.mark.parametrize("wave", ["bursts", "locked", "decode"])
+def test_the_interval_of_integrated_samples_holds_the_truth(wave: str) -> None:
+    """Even without the 1 % that a source adds for its samples."""
+    found = held("h100", wave, integral=True)
+    assert overall(found) >= 0.93
+    for figure, most in zip(found.values(), SD[wave]):
+        assert figure.share >= 0.9 and figure.sd < most
+
+
+@pytest.mark.parametrize("board", ["without samples", "20 ms", "20 ms with samples", "late by 2 ms", "late by 30 ms"])
+def test_the_interval_holds_the_truth_of_other_boards(board: str) -> None:
+    found = held(board, "constant" if board == "20 ms" else "bursts")
+    assert overall(found) >= 0.93 and all(figure.share >= 0.9 for figure in found.values())
+
+
+def test_power_of_instants_holds_the_truth_unless_the_load_is_in_step_with_it() -> None:
+    assert all(
+        found.share >= 0.93 for wave in ("square", "bursts") for found in held("without samples", wave, True).values()
+    )
+
+
+def test_a_load_in_step_with_a_counter_and_without_samples_is_not_seen() -> None:
+    """What no reading shows is in no interval: 30 ms of 300 W and 70 ms of 70 W, in step with the counter's 100 ms. The
+    error is that of two edges, 5 J at most each; it is one part in 500 in 10 s."""
+    found = held("without samples", "locked")
+    assert 0.2 < found[0.23].share < 0.93 and found[10.03].sd < 0.004
+
+
+def test_updates_out_of_time_and_without_samples_hold_less_often() -> None:
+    found = held("late by 30 ms, without samples", "constant")
+    assert 0.7 < overall(found) < 0.93 and found[10.03].sd < 0.005

@@ -16,6 +16,7 @@ from machines import MACHINES
 
 from lem_kit.energy import EnergySource, describe, open_source, source_names
 from lem_kit.errors import LemError, Unavailable
+from lem_kit.measurement import REASONS
 
 HEAVY = ("pynvml", "codecarbon", "pyarrow", "pandas", "numpy", "torch", "IPython")
 
@@ -71,9 +72,10 @@ def test_counters_never_fall_and_are_described(source: EnergySource) -> None:
         readings = source.read()
         after = time.monotonic_ns()
         assert readings and set(readings) <= set(source.domains)
-        for domain, (t_ns, joules) in readings.items():
+        for domain, (t_ns, joules, took_ns) in readings.items():
             last_ns, last_joules = seen.get(domain, (0, 0.0))
             assert last_ns <= t_ns and last_joules <= joules
+            assert 0 <= took_ns <= after - before
             assert before - 1e9 * (source.domains[domain].refresh_s or 0.1) <= t_ns <= after
             seen[domain] = (t_ns, joules)
         time.sleep(0.011)
@@ -95,6 +97,43 @@ def test_gauges_belong_to_domains(source: EnergySource) -> None:
         domain, _, quantity = name.partition(".")
         assert domain in source.domains and quantity
         assert isinstance(value, float)
+
+
+def test_a_domain_may_be_read_alone(source: EnergySource) -> None:
+    first_reading(source)
+    for domain in source.domains if hasattr(source, "read_one") else []:
+        before = time.monotonic_ns()
+        reading = source.read_one(domain)  # type: ignore[attr-defined]
+        assert before <= reading.t_ns - reading.took_ns <= reading.t_ns <= time.monotonic_ns() and reading.joules > 0
+
+
+def test_an_integral_is_of_a_gauge_that_the_source_has(source: EnergySource) -> None:
+    """Of its gauges or its samples, by the full key, and beside no counter of the same name."""
+    first_reading(source)
+    time.sleep(0.1 if hasattr(source, "samples") else 0.0)
+    known = {*getattr(source, "gauges", dict)(), *getattr(source, "samples", dict)()}
+    for key, domain in getattr(source, "integrals", {}).items():
+        assert domain.method == "integral" and domain.relative_error > 0
+        assert domain.gauge is not None and domain.gauge.removeprefix(f"{source.name}:") in known
+        name, _, of = key.partition(":")
+        assert name == f"{source.name}_power" and domain.gauge.startswith(f"{source.name}:{of}.")
+
+
+def test_samples_are_in_order_and_not_of_the_future(source: EnergySource) -> None:
+    first_reading(source)
+    seen: dict[str, list[int]] = {}
+    for _ in range(3 if hasattr(source, "samples") else 0):
+        time.sleep(0.05)
+        for name, points in source.samples().items():  # type: ignore[attr-defined]
+            seen.setdefault(name, []).extend(t for t, _ in points)
+        assert all(t <= time.monotonic_ns() + 1e6 for points in seen.values() for t in points)
+    assert all(t == sorted(set(t)) and t for t in seen.values())
+
+
+def test_remarks_are_reason_codes_by_domain(source: EnergySource) -> None:
+    first_reading(source)
+    for domain, codes in getattr(source, "remarks", dict)().items():
+        assert domain in source.domains and codes and set(codes) <= set(REASONS)
 
 
 def test_close_may_be_called_twice(source: EnergySource) -> None:

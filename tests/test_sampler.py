@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ import pytest
 from conftest import FakeClock
 
 from lem_kit import sampler as sampler_module
-from lem_kit.energy import Reading
+from lem_kit.energy import Reading, SourceError
 from lem_kit.errors import LemError
 from lem_kit.sampler import LONGEST_WAIT_S, Sampler
 from lem_kit.trace import Domain, Trace
@@ -70,7 +71,8 @@ def test_a_source_that_fails_is_written_down_and_tried_again(clock: FakeClock) -
         clock.advance(0.4)
     broken.problem = None
     sampler.sample()
-    assert [f[1:] for f in sampler.trace.failures] == [("broken", "off the bus")] * 2, "at most once a second"
+    said = ("broken", "source_failed", "off the bus")
+    assert [f[1:] for f in sampler.trace.failures] == [said] * 2, "at most once a second"
     assert len(sampler.trace.counters["sound:gpu0"].t_ns) == 5 and len(sampler.trace.counters["broken:gpu0"].t_ns) == 1
     sampler.stop()
 
@@ -83,10 +85,10 @@ def test_each_failing_source_is_written_down_again_after_a_second(clock: FakeClo
     for _ in range(50):
         sampler.sample()
         clock.advance(0.05)
-    assert [name for _, name, _ in sampler.trace.failures] == ["one", "two"] * 3
+    assert [name for _, name, _, _ in sampler.trace.failures] == ["one", "two"] * 3
     one.problem = OSError("gone for good")
     sampler.sample()
-    assert sampler.trace.failures[-1][1:] == ("one", "gone for good"), "news is written at once"
+    assert sampler.trace.failures[-1][1:] == ("one", "source_failed", "gone for good"), "news is written at once"
     sampler.stop()
 
 
@@ -95,7 +97,8 @@ def test_a_domain_that_fails_is_written_down_beside_those_that_answer(clock: Fak
     meter.failures = {"gpu1": "fell off the bus"}
     sampler = Sampler([meter], 0.05, clock)
     sampler.sample()
-    assert sampler.trace.failures == [(clock(), "m:gpu1", "fell off the bus")] and list(sampler.trace.counters) == ["m:gpu0"]
+    assert sampler.trace.failures == [(clock(), "m:gpu1", "source_failed", "fell off the bus")]
+    assert list(sampler.trace.counters) == ["m:gpu0"]
     sampler.stop()
 
 
@@ -129,7 +132,7 @@ def test_nothing_a_source_does_ends_the_thread(case: str) -> None:
         sampler.settle(edge)
         assert sampler.trace.counters["sound:gpu0"].t_ns[-1] >= edge
     sampler.stop()
-    assert words in next(sentence for _, name, sentence in sampler.trace.failures if name == "odd")
+    assert words in next(sentence for _, name, _, sentence in sampler.trace.failures if name == "odd")
     assert all(s.t_ns and len(s.t_ns) == len(s.value) for s in sampler.trace.counters.values())
     assert ("odd:gpu0" in sampler.trace.counters) == ("read" not in attributes), "gauges that fail cost no energy"
 
@@ -258,37 +261,47 @@ def test_settle_waits_one_refresh_period_for_a_stepping_counter(clock: FakeClock
     seen = waits(monkeypatch, sampler)
     sampler.settle(edge)
     assert [met for met, _ in seen] == [False, False]
-    assert seen[1][1] == pytest.approx(1.2 * 0.1 + 0.05), "1.2 refresh periods and one interval"
+    assert seen[0][1] == pytest.approx(1.2 * 0.1 + 2 * 0.05), "1.2 refresh periods and two intervals"
+    assert seen[1][1] <= 0.05, "and not long for the gauges"
     for _ in range(4):
         sampler.sample()
         clock.advance(0.05)
     sampler.settle(edge)
-    assert [met for met, _ in seen[2:]] == [True, True]
+    assert seen[2][0]
     assert all(0 < longest <= LONGEST_WAIT_S for _, longest in seen)
     monkeypatch.undo()
     sampler.stop()
 
 
-def test_settle_waits_for_a_pass_that_began_after_it_when_a_source_is_silent(
+def test_settle_waits_for_a_reading_that_began_after_it_also_of_a_source_that_fails(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent, sound = Meter("silent", clock), Meter("sound", clock)
     sampler = Sampler([silent, sound], 0.05, clock)
+    inside: list[int] = []
+
+    def fails() -> dict[str, Reading]:
+        clock.advance(0.01)
+        inside.append(clock())
+        clock.advance(0.01)
+        raise OSError("gone")
+
+    silent.read = fails  # type: ignore[method-assign]
     sampler.sample()
-    silent.problem = OSError("gone")
-    clock.advance(1)
     met: list[bool] = []
 
     def wait_for(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
-        for _ in range(3):
-            met.append(predicate())
-            sampler.sample()
+        if len(met) < 3:
+            for _ in range(3):
+                met.append(predicate())
+                clock.advance(0.02)
+                sampler.sample()
         return True
 
     monkeypatch.setattr(sampler._changed, "wait_for", wait_for)
     monkeypatch.setattr(sampler, "_thread", threading.current_thread())
-    sampler.settle(clock())
-    assert met == [False, False, True], "the pass that was under way does not count, the next one does"
+    sampler.settle(inside[0])
+    assert met == [False, False, True], "the call that was under way does not count, the next one does, failed or not"
     monkeypatch.undo()
     sampler.stop()
 
@@ -349,5 +362,79 @@ def test_a_failure_always_has_words(clock: FakeClock, problem: Exception) -> Non
     meter.problem = problem
     sampler = Sampler([meter], 0.05, clock)
     sampler.sample()
-    assert sampler.trace.failures[0][2] in ("OSError", "x")
+    assert sampler.trace.failures[0][3] in ("OSError", "x")
+    sampler.stop()
+
+
+class Paced(Meter):
+    """A counter of 20 J every 100 ms whose calls take 3 ms, read one by one; and power samples every 20 ms."""
+
+    gauges_interval_s = 0.2
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__("paced", clock)
+        self.domains = {"gpu0": Domain("gpu", "counter"), "gpu1": Domain("gpu", "counter")}
+        self.called: list[tuple[int, str]] = []
+        self.sides: list[int] = []
+        self.lost: set[str] = set()
+        self._time = clock
+
+    def read_one(self, domain: str) -> Reading:
+        self.called.append((self._time(), domain))
+        if domain in self.lost:
+            raise SourceError("fell off the bus", "gpu_lost")
+        self._time.advance(0.003)
+        return Reading(self._time(), 20.0 * (self._time() // 100_000_000), 3_000_000)
+
+    def gauges(self) -> dict[str, float]:
+        self.sides.append(self._time())
+        return {"gpu0.temperature_c": 41.0}
+
+    def samples(self) -> dict[str, list[tuple[int, float]]]:
+        newest = self._time() // 20_000_000
+        return {"gpu0.power_w": [(k * 20_000_000, 200.0) for k in range(newest - 14, newest + 1)]}
+
+
+def turned(sampler: Sampler, clock: FakeClock, seconds: float) -> None:
+    end = clock() + round(seconds * 1e9)
+    while clock() < end:
+        due = sampler.sample()
+        clock.now_ns = max(due, clock() + 50_000)
+
+
+def test_each_counter_that_is_read_alone_gets_a_pace_and_a_period(clock: FakeClock) -> None:
+    meter = Paced(clock)
+    sampler = Sampler([meter], 0.05, clock)
+    turned(sampler, clock, 10)
+    assert meter.reads == 0, "never all at once"
+    assert sampler.trace.period_s == pytest.approx({"paced:gpu0": 0.1, "paced:gpu1": 0.1}, rel=1e-3)
+    late = [t for t, domain in meter.called if domain == "gpu0" and t > 1_005 * 10**9]
+    assert 50 <= len(late) <= 80, "about one call for each update in five seconds"
+    assert set(sampler.trace.counters["paced:gpu0"].took_ns) == {3_000_000}
+    assert len(meter.sides) == pytest.approx(10 / 0.2, abs=3), "gauges at an interval of their own"
+    sampler.stop()
+
+
+def test_samples_that_overlap_are_written_once(clock: FakeClock) -> None:
+    sampler = Sampler([Paced(clock)], 0.05, clock)
+    turned(sampler, clock, 2)
+    t_ns = list(sampler.trace.gauges["paced:gpu0.power_w"].t_ns)
+    assert t_ns == sorted(set(t_ns)) and len(t_ns) == pytest.approx(2 / 0.02, abs=15)
+    assert len({b - a for a, b in itertools.pairwise(t_ns)}) == 1
+    sampler.stop()
+
+
+def test_a_domain_that_fails_alone_has_its_code_and_is_tried_again(clock: FakeClock) -> None:
+    meter = Paced(clock)
+    sampler = Sampler([meter], 0.05, clock)
+    turned(sampler, clock, 1)
+    meter.lost = {"gpu1"}
+    turned(sampler, clock, 2)
+    said = [(name, code) for _, name, code, _ in sampler.trace.failures]
+    assert set(said) == {("paced:gpu1", "gpu_lost")} and len(said) <= 3
+    count, last_ns = len(sampler.trace.counters["paced:gpu1"].t_ns), sampler.trace.counters["paced:gpu0"].t_ns[-1]
+    assert clock() - last_ns < 0.2e9, "its neighbour is read as before"
+    meter.lost = set()
+    turned(sampler, clock, 1)
+    assert len(sampler.trace.counters["paced:gpu1"].t_ns) > count
     sampler.stop()

@@ -23,10 +23,14 @@ def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
     reasons = () if joules is not None else ("source_failed",)
     energy = {"nvml:gpu0": Energy("nvml", "gpu0", "counter", "gpu", joules, None if joules is None else 0.5, reasons)}
     trace = Trace(
-        {"nvml:gpu0": Series(array("q", [0, SECOND]), array("d", [0.0, 12.5])), "rapl:dram": Series()},
+        {
+            "nvml:gpu0": Series(array("q", [0, SECOND]), array("d", [0.0, 12.5]), array("q", [3_000_000, 2_400_001])),
+            "rapl:dram": Series(),
+        },
         {"nvml:gpu0.power_w": Series(array("q", [5]), array("d", [12.5]))},
         {"nvml:gpu0": Domain("gpu", "counter", None, 0.001, label="H100"), "rapl:dram": Domain("dram", "counter")},
-        [(7, "rapl", "gone")],
+        [(7, "rapl", "source_failed", "gone")],
+        {"nvml:gpu0": 0.1},
         0.05,
     )
     return Measurement(
@@ -36,6 +40,8 @@ def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
         completions=(Completion(0, 1, 9, ((4, 1), (9, 1)), 3, "engine"), Completion(0, 1, 9, (), None, error="oh")),
         config={"batch_size": 1, "list": [1, None, "x"]}, backend={"engine": "fake", "model": {"name": "fake"}},
         unavailable={"rapl": "no"}, environment={"lem_kit": "0"}, reasons=("few_requests",), trace=trace,
+        baselines={"bare": {"kind": "bare", "power_w": {"nvml:gpu0": {"watts": 50.5, "half_width": 0.5}}}},
+        meter={"call_share": 0.03, "cpu_share": 0.01},
     )  # fmt: skip
 
 
@@ -68,7 +74,9 @@ def test_the_record_is_strict_json(tmp_path: Path) -> None:
         raise AssertionError(constant)
 
     record = json.loads((store.save(measurement(), tmp_path) / "run.json").read_text(), parse_constant=refuse)
-    assert record["schema_version"] == 1 and "trace" in record
+    assert record["schema_version"] == 2 and "trace" in record
+    assert record["trace"]["failures"] == [[7, "rapl", "source_failed", "gone"]]
+    assert record["trace"]["period_s"] == {"nvml:gpu0": 0.1}
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

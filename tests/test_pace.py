@@ -1,0 +1,133 @@
+"""When a counter is read: about once per update, with walls that hold the true update, and again from the beginning when lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lem_kit.pace import Pace
+from lem_kit.trace import Series
+
+MS = 1_000_000
+INTERVAL_NS = 50 * MS
+
+
+class Counter:
+    """Updated at phase + k * period (ms) of its clock, which may drift or be stopped; a call takes `took_ms`, and tells what it
+    found at some instant in it."""
+
+    def __init__(self, period_ms: float = 100.0, phase_ms: float = 37.0, took_ms: float = 4.0, drift: float = 0.0) -> None:
+        self.now_ns, self.series, self.pace = 10**12, Series(), Pace(INTERVAL_NS)
+        self.calls_ns: list[int] = []  # when each call began
+        self.grids: list[float] = []  # half-width of the expected update at each call; infinite while none is
+        self.period_ns, self.took_ns, self.stopped_ns = period_ms * MS, round(took_ms * MS), 1 << 62
+        self._phase_ns, self._drift, self._draw = 10**12 + phase_ms * MS, drift, random.Random(1)
+
+    def updates_before(self, t_ns: float) -> int:
+        elapsed = min(t_ns, self.stopped_ns) - self._phase_ns
+        return int(elapsed * (1 + self._drift * elapsed / 1e9) // self.period_ns)
+
+    def shift(self, ms: float) -> None:
+        self._phase_ns += ms * MS
+
+    def off_ns(self) -> float:
+        """How far the update that is expected next lies from the nearest true one."""
+        assert self.pace.grid is not None
+        t = self.pace.grid.phase_ns
+        elapsed = t - self._phase_ns
+        k = elapsed * (1 + self._drift * elapsed / 1e9) / self.period_ns
+        return (k - round(k)) * self.period_ns
+
+    def call(self) -> int:
+        began = self.now_ns
+        self.calls_ns.append(began)
+        value = 20.0 * self.updates_before(began + self._draw.random() * self.took_ns)
+        self.now_ns += self.took_ns
+        self.series.append(self.now_ns, value, self.took_ns)
+        due = self.pace.after(self.series, self.now_ns)
+        self.grids.append(self.pace.grid.half_ns if self.pace.grid else float("inf"))
+        return due
+
+    def run(self, seconds: float) -> None:
+        end = self.now_ns + round(seconds * 1e9)
+        while self.now_ns < end:
+            self.now_ns = max(self.call(), self.now_ns + 50_000)
+
+    def calls_per_update(self, seconds: float) -> float:
+        self.run(seconds)
+        since = self.now_ns - round(seconds * 1e9)
+        return sum(t >= since for t in self.calls_ns) / (seconds * 1e9 / self.period_ns)
+
+
+@pytest.mark.parametrize("took_ms", [0.0, 4.0, 20.0])
+def test_it_finds_the_period_and_then_reads_about_once_per_update(took_ms: float) -> None:
+    counter = Counter(took_ms=took_ms)
+    counter.run(3)
+    found = next(i for i, half_ns in enumerate(counter.grids) if half_ns < float("inf"))
+    assert counter.calls_ns[found] - 10**12 < 0.7e9, "six updates, watched closely"
+    assert 1.0 <= counter.calls_per_update(20) <= (1.55 if took_ms else 1.8)
+    assert counter.pace.grid is not None
+    assert counter.pace.grid.period_ns == pytest.approx(counter.period_ns, rel=1.5e-3)
+    # What is found may be of any instant of the call: nothing tells more than half of a call.
+    assert abs(counter.off_ns()) <= counter.pace.grid.half_ns <= (took_ms / 2 + 0.6) * MS
+
+
+def test_both_walls_hold_the_update_from_the_beginning_on() -> None:
+    counter = Counter(took_ms=3.0)
+    held = []
+    for _ in range(900):
+        counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
+        if counter.pace.grid is not None:
+            held.append(abs(counter.off_ns()) <= counter.pace.grid.half_ns + 1_000)
+    assert len(held) > 800 and sum(held) / len(held) > 0.99
+    assert counter.grids[-1] < counter.grids[60] < float("inf"), "and they come closer"
+
+
+def test_it_follows_a_clock_that_drifts() -> None:
+    """A millionth per second, which is a lot for a crystal."""
+    counter = Counter(drift=1e-6)
+    counter.run(3)
+    assert counter.calls_per_update(60) <= 1.5 and float("inf") not in counter.grids[100:]
+    assert abs(counter.off_ns()) <= 3 * MS
+
+
+def test_a_grid_that_moved_is_found_again() -> None:
+    counter = Counter()
+    counter.run(5)
+    counter.shift(40)
+    counter.run(6)
+    assert counter.pace.grid is not None and abs(counter.off_ns()) <= 3 * MS
+    assert counter.pace.grid.period_ns == pytest.approx(counter.period_ns, rel=3e-3)
+
+
+def test_a_frozen_counter_is_read_at_the_interval_and_found_again_when_it_runs() -> None:
+    counter = Counter()
+    counter.run(5)
+    counter.stopped_ns = counter.now_ns
+    counter.run(4)
+    assert counter.pace.grid is None
+    calls = len(counter.calls_ns)
+    counter.run(5)
+    assert len(counter.calls_ns) - calls == pytest.approx(5 / 0.054, abs=2)
+    counter.stopped_ns = 1 << 62
+    counter.run(6)
+    assert counter.pace.grid is not None and abs(counter.off_ns()) <= counter.pace.grid.half_ns + 0.1 * MS
+
+
+@pytest.mark.parametrize(("period_ms", "took_ms"), [(10.0, 4.0), (1.0, 0.1), (20.0, 20.0)])
+def test_a_counter_that_is_quicker_than_calls_can_tell_stays_at_the_interval(period_ms: float, took_ms: float) -> None:
+    counter = Counter(period_ms=period_ms, took_ms=took_ms)
+    counter.run(4)
+    calls = len(counter.calls_ns)
+    counter.run(10)
+    assert set(counter.grids) == {float("inf")}
+    # And its age is known: it is not updated more rarely than it was seen to be.
+    assert counter.pace.period_ns is not None and counter.period_ns * 0.9 <= counter.pace.period_ns < INTERVAL_NS
+    assert len(counter.calls_ns) - calls == pytest.approx(10 / (0.05 + took_ms / 1e3), rel=0.03)
+
+
+def test_a_slow_counter_is_not_watched_for_ever() -> None:
+    counter = Counter(period_ms=1000.0)
+    counter.run(12)
+    assert counter.pace.grid is not None and counter.calls_per_update(20) < 3.5
