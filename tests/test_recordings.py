@@ -15,7 +15,8 @@ from lem_kit.measurement import Measurement
 from lem_kit.session import energy
 
 FOLDER = ROOT / "data" / "example" / "h100"
-RUNS = {m.label: m for m in store.runs(FOLDER)}
+EVERY = list(store.runs(FOLDER))
+RUNS = {m.label: m for m in EVERY}
 SQUARE = "sensor square, 1000 ms"
 
 
@@ -23,11 +24,10 @@ def place(label: str) -> Path:
     return FOLDER / RUNS[label].run_id
 
 
-@pytest.mark.parametrize("label", RUNS)
-def test_the_stored_trace_gives_the_stored_energies(label: str) -> None:
+@pytest.mark.parametrize("m", EVERY, ids=lambda m: m.run_id[16:])
+def test_the_stored_trace_gives_the_stored_energies(m: Measurement) -> None:
     """Of the window and of each repeat. How a window's energy is found may have become better since: then it moves, but not
     out of the interval."""
-    m = RUNS[label]
     for window in (m, *m.repeats):
         again = energy(m.trace, window.t0_ns, window.t1_ns)
         assert again.keys() == window.energy.keys() == {"nvml:gpu0", "nvml_power:gpu0"}
@@ -36,9 +36,14 @@ def test_the_stored_trace_gives_the_stored_energies(label: str) -> None:
             assert again[key].joules == pytest.approx(stored.joules, abs=stored.uncertainty_j)
 
 
+def test_a_folder_of_runs_beside_runs_is_no_incomplete_run(recwarn: pytest.WarningsRecorder) -> None:
+    assert not {m.run_id for m in store.runs(FOLDER.parent)} & {m.run_id for m in EVERY}
+    assert not [str(w.message) for w in recwarn if "h100" in str(w.message)]
+
+
 def test_idle_is_what_the_counter_says_it_is() -> None:
-    """Without CUDA 72 W, with it 121 W, by both figures."""
-    for label, watts in (("idle bare", 72.2), ("idle context", 120.7)):
+    """Without CUDA 70 W, with it 119 W, by both figures."""
+    for label, watts in (("idle bare", 70.4), ("idle context", 119.1)):
         m = RUNS[label]
         for found in m.energy.values():
             assert found.joules is not None
@@ -49,6 +54,19 @@ def test_samples_in_step_with_the_load_disagree_and_it_is_said() -> None:
     assert metrics.agreement(RUNS["sensor square, 20 ms"].energy)["nvml:gpu0"] > 0.15
     found = {label for label, m in RUNS.items() if "sources_disagree" in metrics.reasons(m)}
     assert found == {"sensor square, 20 ms"}
+
+
+def test_net_energy_repeats_where_gross_energy_follows_the_host() -> None:
+    """The same work twice within a minute: the host was 1.7 times slower the first time, and the GPU idled longer."""
+    first, second = (m for m in EVERY if m.label == "random-llama-160m batch 1")
+    assert (first.config["pass"], second.config["pass"]) == (1, 2)
+    gross = [metrics.energy_j(m) for m in (first, second)]
+    net = [metrics.net_energy_j(m) for m in (first, second)]
+    tokens = metrics.output_tokens(first)
+    assert tokens == metrics.output_tokens(second) == 320
+    assert [round(f.value / tokens, 3) for f in gross if f] == pytest.approx([2.227, 1.338], abs=0.002)
+    assert [round(f.value / tokens, 4) for f in net if f] == pytest.approx([0.0635, 0.0644], abs=0.0005)
+    assert all(f and f.half_width / tokens < 0.008 for f in net)
 
 
 def steady_w(m: Measurement, key: str) -> tuple[float, float]:
