@@ -5,7 +5,8 @@ GPU), "context" (CUDA is running, no model), "engine" (the model is loaded and w
 is what is left above a baseline, and may be negative: then the baseline was not one, and hiding that would hide it.
 
     net   = E - P_idle * t
-    u_net = sqrt(u_E^2 + (u_P * t)^2)         u_P: spread between seconds of idling, and the meter's own interval
+    u_net = sqrt(u^2 + (u_P * t)^2)           u: meter, and spread between repeats, of E - P_idle * t of each repeat;
+                                              u_P: spread between seconds of idling, and the meter's own interval
 
 Not covered: taking a baseline (`Session.idle`).
 """

@@ -238,13 +238,16 @@ class Course:
         straight; and how far all of them may lie beside their true instants, alike (ns)."""
         (found, grid), samples = self._sides[0], self._samples
         points: list[tuple[float, float]] = []
-        for a, b in itertools.pairwise(found):
+        for k, (a, b) in enumerate(itertools.pairwise(found)):
             points.append((a.t_ns, a.joules))
-            inside = samples.t_ns[bisect_right(samples.t_ns, a.t_ns) : bisect_left(samples.t_ns, b.t_ns)]
-            if inside and self._sampled(a, b, inside[0], 0.0) is not None:
+            inside = samples.breaks_ns(a.t_ns, b.t_ns)
+            if inside and self._sampled(a, b, int(inside[0]), 0.0) is not None:
                 start, end = samples.sum_to(a.t_ns), samples.sum_to(b.t_ns)
                 scale = (b.joules - a.joules) / (end - start)
                 points += ((t_ns, a.joules + scale * (samples.sum_to(t_ns) - start)) for t_ns in inside)
+            elif (stepped := self._step(found, k)) is not None:
+                left, _, at = stepped
+                points.append((a.t_ns + at * (b.t_ns - a.t_ns), a.joules + left * at * (b.t_ns - a.t_ns)))
         points += ((knot.t_ns, knot.joules) for knot in found[-1:])
         knots_ns = grid.half_ns if grid else median(knot.half_ns for knot in found) if found else 0.0
         return points, knots_ns + (LAG_NS if len(points) > len(found) else 0)
@@ -284,19 +287,28 @@ class Course:
         power = _power(a, b)
         spread = max(powers) - min(powers) + 0.1 * power
         joules = a.joules + f * (b.joules - a.joules)
-        levels = [_power(*found[i : i + 2]) if 0 <= i < len(found) - 1 else None for i in range(k - 2, k + 3)]
-        before, left, _, right, after = levels
-        if right is None and self._samples.t_ns and self._samples.t_ns[-1] > b.t_ns:
-            right = self._samples.watts[-1] * 1e-9  # the cell after is not over: what the sensor shows stands for it
-        if left is not None and right is not None:
-            at = step(left if before is None else before, left, power, right, right if after is None else after)
-            if at is not None:
-                left_ns = min(f, at) * length_ns
-                joules = a.joules + left * left_ns + right * (f * length_ns - left_ns)
-                power = left if f < at else right
-            elif (power - left) * (power - right) > 0.0:  # a peak or a dip inside the cell is steeper than it shows
+        stepped = self._step(found, k)
+        if stepped is not None:
+            left, right, at = stepped
+            left_ns = min(f, at) * length_ns
+            joules = a.joules + left * left_ns + right * (f * length_ns - left_ns)
+            power = left if f < at else right
+        elif 0 < k < len(found) - 2:
+            left, right = _power(found[k - 1], a), _power(b, found[k + 2])
+            if (power - left) * (power - right) > 0.0:  # a peak or a dip inside the cell is steeper than it shows
                 spread *= PEAK
         return Edge(joules, spread * f * (1 - f) * length_ns, half_ns, (power, power))
+
+    def _step(self, found: Sequence[Knot], k: int) -> tuple[float, float, float] | None:
+        """Powers left and right of a step inside cell `k`, and where it is; None where there is none."""
+        levels = [_power(*found[i : i + 2]) if 0 <= i < len(found) - 1 else None for i in range(k - 2, k + 3)]
+        before, left, power, right, after = levels
+        if right is None and self._samples.t_ns and self._samples.t_ns[-1] > found[k + 1].t_ns:
+            right = self._samples.watts[-1] * 1e-9  # the cell after is not over: what the sensor shows stands for it
+        if left is None or power is None or right is None:
+            return None
+        at = step(left if before is None else before, left, power, right, right if after is None else after)
+        return None if at is None else (left, right, at)
 
 
 def step(before: float, left: float, mean: float, right: float, after: float) -> float | None:
@@ -330,6 +342,16 @@ class Samples:
             left_ns = min(t_ns - t[j - 1], at * piece_ns)
             return self._sums[j - 1] + (p[j - 1] * left_ns + p[j + 1] * (t_ns - t[j - 1] - left_ns)) * 1e-9
         return self._sums[j] - p[j] * (t[j] - t_ns) * 1e-9
+
+    def breaks_ns(self, start_ns: float, end_ns: float) -> list[float]:
+        """Instants between two others, in order, at which the course has another slope: those of the samples, and steps."""
+        t, p = self.t_ns, self.watts
+        first, end = bisect_right(t, start_ns), bisect_left(t, end_ns)
+        found: list[float] = list(t[first:end])
+        for j in range(max(first, 2), min(end + 1, len(t) - 2)):
+            if (at := step(*p[j - 2 : j + 3])) is not None:
+                found.append(t[j - 1] + at * (t[j] - t[j - 1]))
+        return sorted(t_ns for t_ns in found if start_ns < t_ns < end_ns)
 
     def around(self, t_ns: int) -> tuple[float, float]:
         """Power (J/ns) at an instant, and how much energy (J) the piece around it may have elsewhere than assumed.

@@ -55,6 +55,7 @@ REASONS: Mapping[str, str] = {
     "baseline_temperature": "the idle baseline was measured at a temperature that differs by more than 10 C",
     "baseline_unsteady": "the idle baseline is not known to better than 10 %",
     "warmup_not_settled": "the warm-up reached its cap before latency, power and temperature had settled",
+    "latency_scatters": "step latency scattered by more than 5 % in the warm-up and went nowhere: the host is not steady",
     "sampling_gap": "readings are missing inside the window for longer than ten sampling intervals",
     "edge_extrapolated": "no counter update was seen after the window; its last part is extrapolated at the last power",
     "shorter_than_refresh": "the window is shorter than the counter's refresh period, so its energy is mostly interpolated",

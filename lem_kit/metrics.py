@@ -159,12 +159,20 @@ def energy_j(m: Measurement, allow_model: bool | None = None) -> Figure | None:
     """
     if allow_model is None:
         return energy_j(m, False) or energy_j(m, True)
+    return _summed_j(m, allow_model, {})
+
+
+def _summed_j(m: Measurement, allow_model: bool, idle_w: Mapping[str, float]) -> Figure | None:
+    """As `energy_j`, of what each repeat used above `idle_w` by "source:domain"."""
     windows: Sequence[Repeat | Measurement] = m.repeats or (m,)
     per_window = [chosen(w.energy, allow_model) for w in windows]
     keys = tuple(sorted(e.key for e in per_window[0]))
     if not keys or any(tuple(sorted(e.key for e in parts)) != keys for parts in per_window):
         return None
-    sums = [sum(e.joules or 0.0 for e in parts) for parts in per_window]  # `chosen` leaves no None
+    sums = [  # `chosen` leaves no None
+        sum((e.joules or 0.0) - idle_w.get(e.key, 0.0) * window.duration_s for e in parts)
+        for window, parts in zip(windows, per_window)
+    ]
     flat = [e for parts in per_window for e in parts]
     systematic = [_systematic_j(m, e) for e in flat]
     noise = [max((e.uncertainty_j or 0.0) ** 2 - s**2, 0.0) for e, s in zip(flat, systematic)]
@@ -216,18 +224,21 @@ def net_energy_j(m: Measurement, baseline: Measurement | str | None = None) -> F
 
     `baseline`: an idle Measurement, or the kind of one taken in the same session ("engine", "context", "bare"); the most
     specific there is by default. None without one, or where it does not know all that the gross figure is made of. The
-    half-width joins the gross figure's with the baseline's spread times the seconds. `baseline.reasons` doubts it.
+    half-width is that of `energy_j` with the spread between repeats of their *net* energies, since a repeat that took longer
+    idled longer; joined with the baseline's own times the seconds. `baseline.reasons` doubts it.
     """
     from . import baseline as baselines
 
+    measured = energy_j(m, False) is not None
     total, found = energy_j(m), baselines.chosen(m, baseline)
     if total is None or found is None or any(key not in found["power_w"] for key in total.keys):
         return None
-    idle = [found["power_w"][key] for key in total.keys]
+    idle = {key: found["power_w"][key] for key in total.keys}
+    net = _summed_j(m, not measured, {key: power["watts"] for key, power in idle.items()})
+    if net is None:
+        return None
     seconds = measured_s(m)
-    value = total.value - sum(p["watts"] for p in idle) * seconds
-    half = math.hypot(total.half_width, *(p["half_width"] * seconds for p in idle))
-    return total._replace(value=value, half_width=half)
+    return net._replace(half_width=math.hypot(net.half_width, *(p["half_width"] * seconds for p in idle.values())))
 
 
 def output_tokens_per_j(m: Measurement) -> Figure | None:

@@ -89,7 +89,7 @@ def _of_gauge(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Points:
         return []
     if domain.means:
         samples = Samples(near)
-        return [(t_ns, samples.sum_to(t_ns)) for t_ns in {*t, t1_ns}]
+        return [(t_ns, samples.sum_to(t_ns)) for t_ns in {*t, *samples.breaks_ns(t[0], t[-1]), t1_ns}]
     line = sorted({t_ns: _line(t, p, t_ns) for t_ns in (*t, t0_ns, t1_ns)}.items())
     steps = ((pa + pb) / 2 * (tb - ta) * 1e-9 for (ta, pa), (tb, pb) in itertools.pairwise(line))
     return [(t_ns, joules) for (t_ns, _), joules in zip(line, itertools.accumulate(steps, initial=0.0))]

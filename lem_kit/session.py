@@ -234,7 +234,7 @@ class Session:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LemError(f"{name} must be a whole number of at least {least}: got {value!r}.")
         run_id = self._new_run_id(label, run_id)
-        warm, steady = self._warm_up(backend, requests[: getattr(arrivals, "size", WARM_REQUESTS)], warmup)
+        warm, doubt = self._warm_up(backend, requests[: getattr(arrivals, "size", WARM_REQUESTS)], warmup)
         asked = {
             **(config or {}),
             **traffic.plan(arrivals, len(requests)),
@@ -247,8 +247,8 @@ class Session:
         lag = traffic.LoopLag()
         with self.window(label, config=asked, run_id=run_id, kind="run") as window:
             window.facts.update(backend=jsonable(backend.describe()), warmup=tuple(warm))
-            if not steady:
-                window.reasons.append("warmup_not_settled")
+            if doubt:
+                window.reasons.append(doubt)
             for number in range(repeats):
                 with window.repeat() as span:
                     done = traffic.run_blocking(lag.during(traffic.send(backend, requests, arrivals, number)))
@@ -268,7 +268,7 @@ class Session:
                 raise LemError(f"Every request failed, the first with {errors[0]}.{where}")
         return window.measurement
 
-    def _warm_up(self, backend: Backend, requests: list[Request], rounds: int | None) -> tuple[list[Completion], bool]:
+    def _warm_up(self, backend: Backend, requests: list[Request], rounds: int | None) -> tuple[list[Completion], str | None]:
         together = traffic.burst() if backend.concurrent else traffic.batches(len(requests))
 
         def one_round(number: int) -> list[Completion]:
@@ -283,7 +283,7 @@ class Session:
             return warmup_policy.until_settled(
                 one_round, lambda: self._sampler.slice(self._clock() - recent_ns, self._clock())
             )
-        return [c for number in range(rounds) for c in one_round(number)], True
+        return [c for number in range(rounds) for c in one_round(number)], None
 
     def _new_run_id(self, label: str, run_id: str | None) -> str:
         if run_id is None:

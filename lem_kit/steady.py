@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from .errors import LemError
 from .measurement import Completion
+from .statistics import student_t
 from .trace import Series
 
 
@@ -40,6 +41,22 @@ def settled(step_latencies_s: Sequence[float], window: int = 10, most_cv: float 
     cv = math.sqrt(sum((x - mean) ** 2 for x in latest) / (len(latest) - 1)) / mean
     slope = slope_of(range(len(latest)), latest)
     return cv <= most_cv and abs(slope) * (len(latest) - 1) / mean <= most_slope
+
+
+def level(step_latencies_s: Sequence[float], window: int = 6) -> bool:
+    """Whether the last `window` step latencies, however they scatter, go nowhere that the scatter does not explain.
+
+        |slope| <= t(window - 2) * s / sqrt(sum((i - mean i)^2))        s: spread around the least-squares line
+
+    False while there are fewer than `window` of them.
+    """
+    latest = list(step_latencies_s)[-window:]
+    if len(latest) < max(window, 3) or not all(math.isfinite(x) for x in latest):
+        return False
+    n, mean = len(latest), sum(latest) / len(latest)
+    slope = slope_of(range(n), latest)
+    rest = sum((x - mean - slope * (i - (n - 1) / 2)) ** 2 for i, x in enumerate(latest))
+    return abs(slope) <= student_t(n - 2) * math.sqrt(rest / (n - 2) / sum((i - (n - 1) / 2) ** 2 for i in range(n)))
 
 
 def drifting(series: Series, most_per_s: float, over_s: float = 10.0) -> bool | None:

@@ -81,10 +81,13 @@ def load(path: str | Path) -> Measurement:
 
 
 def runs(folder: str | Path) -> Iterator[Measurement]:
-    """Every complete run in `folder`, by name. Incomplete and unreadable ones are passed over with a warning."""
+    """Every complete run in `folder`, by name. Incomplete and unreadable ones are passed over with a warning, folders of
+    runs without one."""
     if not Path(folder).is_dir():
         raise LemError(f"There is no folder {folder}: check the path, or make it with `lem study run`.")
     for place in _folders(Path(folder)):
+        if not (place / RECORD).exists() and any((inner / RECORD).exists() for inner in _folders(place)):
+            continue  # a folder of runs, of its own
         try:
             yield load(place)
         except LemError as error:

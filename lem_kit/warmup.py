@@ -2,7 +2,9 @@
 
 The one idea: the same shapes with other contents, round after round, until the step latency of the last rounds neither
 scatters nor goes anywhere and the power and temperature of the GPU have stopped moving; or until the cap, and the record
-then says so. There is no pause between the warm-up and the window: a GPU that idles cools down and lowers its clocks.
+then says so. A host that is not steady scatters for ever (by 20 % from round to round beside an H100 with neighbours): then
+it is enough that more rounds go nowhere, and the record says that, too. There is no pause between the warm-up and the
+window: a GPU that idles cools down and lowers its clocks.
 
 Not covered: what is sent in a round (`Session.run`).
 """
@@ -15,10 +17,11 @@ from statistics import median
 
 from .latency import itl_s
 from .measurement import Completion
-from .steady import drifting, settled
+from .steady import drifting, level, settled
 from .trace import Trace
 
 LEAST_ROUNDS = 3
+LEVEL_ROUNDS = 6  # enough where they only scatter
 MOST_ROUNDS = 12
 MOST_S = 30.0
 OVER_S = 3.0  # what is looked at of power and temperature
@@ -47,8 +50,8 @@ def moving(trace: Trace) -> bool:
 
 def until_settled(
     one_round: Callable[[int], Sequence[Completion]], trace: Callable[[], Trace], clock: Callable[[], float] = time.monotonic
-) -> tuple[list[Completion], bool]:
-    """Rounds (called with their number) until they have settled, and whether they did before the cap."""
+) -> tuple[list[Completion], str | None]:
+    """Rounds (called with their number) until they have settled, and the reason code where they did not, or only scatter."""
     done: list[Completion] = []
     steps: list[float] = []
     began = clock()
@@ -57,8 +60,9 @@ def until_settled(
         done += latest
         if (step := step_latency_s(latest)) is not None:
             steps.append(step)
-        if settled(steps, window=LEAST_ROUNDS) and not moving(trace()):
-            return done, True
+        calm, scattered = settled(steps, window=LEAST_ROUNDS), level(steps, window=LEVEL_ROUNDS)
+        if (calm or scattered) and not moving(trace()):
+            return done, None if calm else "latency_scatters"
         if clock() - began > MOST_S:
             break
-    return done, False
+    return done, "warmup_not_settled"

@@ -219,3 +219,50 @@ def test_bad_input_ends_an_open_loop_too(plan: traffic.Arrivals, clock: FakeCloc
     start_ns = clock()
     assert run_at_once(scenario(), clock) == set(), "nothing works on unseen"
     assert (clock() - start_ns) / 1e9 < 0.03, "and nothing waited for the rest of the schedule"
+
+
+def of_lengths(*lengths: tuple[int, int]) -> list[Request]:
+    return [Request(prompt_token_ids=(1,) * prompt, max_new_tokens=new) for prompt, new in lengths]
+
+
+def groups(plan: traffic.Arrivals, count: int) -> list[list[int]]:
+    handed_over: list[list[int]] = []
+
+    async def submit(group: Sequence[int], sched_ns: int | None = None) -> None:
+        handed_over.append(list(group))
+
+    asyncio.run(plan.drive(count, submit))
+    return handed_over
+
+
+def test_token_batches_are_as_long_as_their_padded_tokens_allow() -> None:
+    # 2 x (6 + 4) = 20; a third of 2 would make 30. 12 + 4 is alone, for 2 x 16 is too much; then 3 + 4 twice, not thrice.
+    requests = of_lengths((4, 4), (6, 4), (2, 4), (12, 4), (3, 4), (3, 4), (3, 4))
+    plan = traffic.token_batches(20, requests)
+    assert groups(plan, 7) == [[0, 1], [2], [3], [4, 5], [6]]
+    assert plan.size == 2 and groups(plan, plan.size) == [[0, 1]], "a warm-up is the first group"
+    assert not plan.overlapping and plan.describe() == {"arrivals": "token_batches", "token_budget": 20}
+    assert groups(traffic.token_batches(10**6, requests), 7) == [list(range(7))]
+
+
+def test_a_token_batch_ends_where_requests_do_not_share_what_a_batch_shares() -> None:
+    assert groups(traffic.token_batches(100, of_lengths((4, 4), (4, 4), (4, 5), (4, 4))), 4) == [[0, 1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("budget", "requests", "words"),
+    [
+        (10, of_lengths((4, 4), (7, 4)), "Request 1 takes 11 tokens by itself"),
+        (10, prompts.texts(["a"]), "needs prompt_token_ids"),
+        (0, of_lengths((1, 1)), "whole number of at least 1"),
+    ],
+)
+def test_what_no_token_batch_can_hold_is_one_sentence(budget: int, requests: list[Request], words: str) -> None:
+    with pytest.raises(LemError, match=words):
+        traffic.token_batches(budget, requests)
+
+
+def test_token_batches_are_for_the_requests_that_they_were_made_for() -> None:
+    plan = traffic.token_batches(20, of_lengths((4, 4), (4, 4), (4, 4)))
+    with pytest.raises(LemError, match="made for 3 requests and is to send 4"):
+        plan.schedule(4)

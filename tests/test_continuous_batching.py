@@ -20,6 +20,7 @@ from lem_kit.backends import COUNTERS, _continuous
 from lem_kit.backends.transformers import Transformers, load
 from lem_kit.errors import LemError
 from lem_kit.measurement import Request, TokenEvent
+from lem_kit.session import Session
 
 Config = getattr(transformers, "ContinuousBatchingConfig", None)
 pytestmark = pytest.mark.skipif(Config is None, reason="this release of transformers has none that stamps tokens")
@@ -95,6 +96,13 @@ def test_an_open_loop_runs_on_it_and_is_refused_without(backend: Transformers) -
     with pytest.raises(LemError, match="one batch at a time"):
         traffic.check(static, asked, arrivals)
     static.close()
+
+
+def test_a_session_measures_it(backend: Transformers) -> None:
+    with Session(sources=()) as session:
+        m = session.run(backend, [request(n, 4) for n in LENGTHS], traffic.burst())
+    assert [c.output_tokens for c in m.completions] == [4] * 4 and m.status == "ok"
+    assert m.backend is not None and m.backend["effective"]["continuous_batching"]["num_blocks"] == 32
 
 
 def test_what_is_in_force_is_recorded(backend: Transformers) -> None:

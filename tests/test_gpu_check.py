@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -72,9 +73,23 @@ def test_a_step_that_meets_a_call_is_held_against_its_neighbours() -> None:
     assert figures.delays_s(tokens, [(32 * MS, 36 * MS), (64 * MS, 66 * MS)]) == pytest.approx([0.003, 0.006])
     assert figures.delays_s(tokens, [(40 * MS, 46 * MS)]) == []
     assert figures.delays_s(tokens, []) == []
-    found = figures.mean_of([0.003, 0.006])
-    assert found is not None and found.value == pytest.approx(0.0045)
-    assert found.high - found.value == pytest.approx(12.706 * 0.0015)
+    assert figures.delays_s(tokens, [(32 * MS, 36 * MS), (64 * MS, 66 * MS)], [(45 * MS, 46 * MS)]) == pytest.approx([0.006])
+
+
+def test_the_delay_by_a_call_is_not_that_of_long_steps() -> None:
+    """Steps of 4 to 24 ms; every 101 ms a call of 4 ms, which lengthens the step that it begins in by 1 ms."""
+    draw, tokens, calls, now = random.Random(3), [0], [], 0
+    for _ in range(20_000):
+        end = now + draw.randrange(4 * MS, 24 * MS)
+        while len(calls) * 101 * MS < end:
+            calls.append((len(calls) * 101 * MS, len(calls) * 101 * MS + 4 * MS))
+            end += MS
+        tokens.append(now := end)
+    found = figures.call_delay_s([tokens], calls)
+    assert found is not None and found.n > 1000
+    naive = figures.delays_s(tokens, calls)
+    assert sum(naive) / len(naive) > 0.002  # that of long steps
+    assert found.value == pytest.approx(0.001, abs=0.0005)
 
 
 def test_a_drift_is_taken_out_and_the_mean_kept() -> None:

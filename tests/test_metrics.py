@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from array import array
@@ -302,3 +303,24 @@ def test_students_t() -> None:
     stats = {1: 12.706, 4: 2.776, 30: 2.042, 1000: 2.042}
     assert {n: metrics.student_t(n) for n in stats} == stats
     assert metrics.stdev([1.0, 2.0, 3.0]) == 1.0
+
+
+def test_a_repeat_that_takes_longer_idles_longer_and_net_energy_knows() -> None:
+    """Idle at 100 W; each repeat adds 50 J whatever its length. Gross energies scatter by 100 J, net ones not at all."""
+    baseline = {"power_w": {"nvml:gpu0": {"watts": 100.0, "half_width": 0.5}}}
+    m = measured(baselines={"engine": baseline})
+    starts = (0, 1, 3, 6)  # seconds: repeats of 1, 2 and 3 s
+    repeats = tuple(
+        Repeat(a * SECOND, b * SECOND, {"nvml:gpu0": energy("nvml:gpu0", 100.0 * (b - a) + 50.0, 2.0)}, 10)
+        for a, b in itertools.pairwise(starts)
+    )
+    m = dataclasses.replace(m, repeats=repeats)
+    gross, net = metrics.energy_j(m), metrics.net_energy_j(m)
+    assert gross is not None and net is not None
+    assert gross.value == 750.0 and gross.half_width == pytest.approx(
+        math.hypot(4.303 * 100 * math.sqrt(3), 2 * math.sqrt(3))
+    )
+    assert net.value == 150.0 and net.half_width == pytest.approx(math.hypot(2 * math.sqrt(3), 0.5 * 6))
+    assert net.keys == ("nvml:gpu0",) and net.method == "counter"
+    wrong = {"power_w": {"nvml:gpu1": {"watts": 100.0, "half_width": 0.5}}}
+    assert metrics.net_energy_j(dataclasses.replace(m, baselines={"engine": wrong})) is None

@@ -30,11 +30,11 @@ from . import EnergySource, Reading, SourceError
 # The gain of a board's sensor is off by so much (Yang, Adamek and Armour, SC24: 5 % typical, 13 % at most). It is the same
 # in every run on one board, so it is stated beside the interval and not in it.
 GAIN_ERROR = 0.05
-# Against the counter, integrals of samples were within 1 % on an H100, but off by up to 9 % (once 23 %) under loads in step
-# with the samples, as decoding can be.
+# Against the counter, integrals of samples were within 1 % on an H100, but off by up to 24 % under loads in step with the
+# samples, as decoding can be.
 SAMPLES_ERROR = 0.1
-# The instant field looks at a quarter of the time: it was off by up to 45 % there under such loads (docs/gpu.md).
-FIELD_ERROR = 0.4
+# The instant field looks at a quarter of the time: it showed 0.55 to 2.2 times the power of such loads (docs/gpu.md).
+FIELD_ERROR = 1.2
 SAMPLED_EVERY_S = 0.3  # how often a board is asked that keeps samples of its power (2.4 s of them on an H100)
 SLOW_INTERVAL_NS = 1_000_000_000
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,23 +74,45 @@ def ratio(a: float, half_a: float, b: float, half_b: float) -> Interval:
     return Interval(value, value - half, value + half, 2)
 
 
-def delays_s(tokens_ns: Sequence[int], calls_ns: Sequence[tuple[int, int]]) -> list[float]:
-    """How much longer each step that met a call (began, ended) took than the mean of the steps before and after it, where
-    those met none. Neighbours share what drifts on a host, so that little of it is left."""
-    began, ended = (np.array([call[k] for call in calls_ns], dtype=np.int64) for k in (0, 1))
+Calls = Sequence[tuple[int, int]]  # began, ended
+
+
+def delays_s(tokens_ns: Sequence[int], calls_ns: Calls, others_ns: Calls = ()) -> list[float]:
+    """How much longer each step that met a call took than the mean of the steps before and after it, where those met none,
+    nor any of the three one of `others_ns`. Neighbours share what drifts on a host, so that little of it is left."""
     edges = np.asarray(tokens_ns, dtype=np.int64)
     took = np.diff(edges) / 1e9
-    met = np.searchsorted(began, edges[1:]) > np.searchsorted(ended, edges[:-1], side="right")
-    alone = [k for k in range(1, len(took) - 1) if met[k] and not met[k - 1] and not met[k + 1]]
+
+    def met(calls: Calls) -> Any:
+        began, ended = (np.array([call[k] for call in calls], dtype=np.int64) for k in (0, 1))
+        return np.searchsorted(began, edges[1:]) > np.searchsorted(ended, edges[:-1], side="right")
+
+    here, there = met(calls_ns), met(others_ns)
+    alone = [
+        k for k in range(1, len(took) - 1) if here[k] and not (here[k - 1] or here[k + 1] or there[k - 1 : k + 2].any())
+    ]
     return [float(took[k] - (took[k - 1] + took[k + 1]) / 2) for k in alone]
 
 
-def mean_of(samples: Sequence[float]) -> Interval | None:
-    """Mean with Student's 95 % interval; None for fewer than two."""
-    if len(samples) < 2:
+def call_delay_s(tokens_ns: Iterable[Sequence[int]], calls_ns: Calls, apart_ns: int = 20_000_000) -> Interval | None:
+    """By how much a call lengthens the step that it meets, with its 95 % interval; None for fewer than two such steps.
+
+    A long step meets a call more easily than a short one. So the same is asked about calls that never were, half-way between
+    those that were, and their mean is subtracted."""
+    never = []
+    for (began, ended), (following, _) in itertools.pairwise(calls_ns):
+        if following - ended > ended - began + apart_ns:
+            middle, half = (ended + following) // 2, (ended - began) // 2
+            never.append((middle - half, middle + half))
+    real, unreal = [], []
+    for tokens in tokens_ns:
+        real += delays_s(tokens, calls_ns)
+        unreal += delays_s(tokens, never, calls_ns)
+    if min(len(real), len(unreal)) < 2:
         return None
-    mean, half = sum(samples) / len(samples), student_t(len(samples) - 1) * stdev(samples) / math.sqrt(len(samples))
-    return Interval(mean, mean - half, mean + half, len(samples))
+    value = sum(real) / len(real) - sum(unreal) / len(unreal)
+    half_s = 1.96 * math.hypot(stdev(real) / math.sqrt(len(real)), stdev(unreal) / math.sqrt(len(unreal)))
+    return Interval(value, value - half_s, value + half_s, len(real))
 
 
 def detrended(values: Sequence[float]) -> list[float]:

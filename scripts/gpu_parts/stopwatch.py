@@ -72,18 +72,17 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int) 
             if key.startswith("nvml:")
         ]
     sent = [*m.warmup[::batch], *m.completions[::batch]]
-    delays = [d for c in sent for d in figures.delays_s([t for t, _ in c.events], calls)]
+    delay = figures.call_delay_s(([t for t, _ in c.events] for c in sent), calls)
     generated_s = sum((c.done_ns - c.dispatch_ns) / 1e9 for c in sent)
     step_s = metrics.percentile(metrics.values(m, metrics.tpot_s), 50)
     if step_s is None:
         return
-    delay = figures.mean_of(delays)
     inside = sum(m.t0_ns <= end <= m.t1_ns for _, end in calls) / m.duration_s
     row = {
         "model": model, "batch": batch, "step ms": 1000 * step_s,
         "note %": 100 * statistics.median(noted) / step_s, "copy %": 100 * statistics.median(copied) / step_s,
         "event loop %": 100 * computed_s / generated_s,
-        "calls per s": inside if calls else None, "steps that met one": len(delays),
+        "calls per s": inside if calls else None, "steps that met one": delay.n if delay else None,
         "delay by a call ms": 1000 * delay.value if delay else None,
         "sampler %": 100 * delay.value * inside if delay else None,
         "low": 100 * delay.low * inside if delay else None, "high": 100 * delay.high * inside if delay else None,
