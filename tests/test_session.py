@@ -150,7 +150,7 @@ def test_idle_is_a_measurement() -> None:
     engine = lem.load_backend("fake", "fake", idle_power_w=40)
     with lem.Session(sources=[engine.source]) as s:
         m = s.idle(0.2)
-    assert (m.kind, m.config) == ("idle", {"seconds": 0.2})
+    assert (m.kind, m.config) == ("idle", {"seconds": 0.2, "baseline": "bare"})
     assert m.energy["fake:board"].joules == pytest.approx(40 * m.duration_s, rel=1e-3)
     with pytest.raises(LemError, match="above 0"):
         s.idle(0)
@@ -159,7 +159,9 @@ def test_idle_is_a_measurement() -> None:
 def test_run_counts_every_token_and_joule(tmp_path: Path) -> None:
     engine = lem.load_backend("fake", "fake", ttft_s=0.02, tokens_per_s=500, power_w=200, idle_power_w=0)
     with lem.Session(tmp_path, sources=[engine.source]) as s:
-        m = s.run(engine, lem.prompts.synthetic(4, 8, 10), lem.traffic.batches(2), repeats=2, config={"batch_size": 2})
+        m = s.run(
+            engine, lem.prompts.synthetic(4, 8, 10), lem.traffic.batches(2), repeats=2, warmup=1, config={"batch_size": 2}
+        )
     assert [c.output_tokens for c in m.completions] == [10] * 8
     assert [c.repeat for c in m.completions] == [0] * 4 + [1] * 4
     assert [c.repeat for c in m.warmup] == [-1] * 2
