@@ -26,6 +26,8 @@ from .trace import Series
 # Brackets needed before a grid is believed, and how far they may miss a common phase, as a fraction of the period.
 LEAST_BRACKETS = 4
 MOST_JITTER = 0.1
+# A bracket tells nothing about the grid if it is wider than so many periods.
+WIDEST = 1.5
 
 
 class Knot(NamedTuple):
@@ -84,7 +86,11 @@ def fit_grid(
     import numpy as np
 
     period = period or period_ns(found)
-    if period is None or period <= 0 or len(found) < LEAST_BRACKETS:
+    if period is None or period <= 0:
+        return None
+    # A value that is new since more updates than one may be that of any of them.
+    found = [b for b in found if b.hi_ns - b.lo_ns < WIDEST * period]
+    if len(found) < LEAST_BRACKETS:
         return None
     lo, hi = (np.array([getattr(b, name) for b in found], dtype=np.float64) for name in ("lo_ns", "hi_ns"))
     reference = int(np.argmin(hi - lo))

@@ -143,9 +143,9 @@ def test_the_interval_holds_the_truth_of_a_counter_read_at_fixed_intervals(perio
     """In at least 93 of 100 windows; counter 100 ms, read every 50 ms or up to 4 ms later, as in a recording."""
     held, half_j, error_j = square_coverage(period_s)
     assert held >= 0.93
-    assert half_j < 0.07 * 260, "an interval that holds everything says nothing: 70 ms of the mean power at most"
+    assert half_j < 0.11 * 260, "an interval that holds everything says nothing: 110 ms of the mean power at most"
     if period_s in (0.3, 0.4):
-        assert half_j < 4 * error_j
+        assert half_j < 6 * error_j
 
 
 def test_the_interval_holds_the_truth_of_a_counter_of_known_age() -> None:
@@ -412,6 +412,7 @@ class Held(NamedTuple):
 def held(board: str, wave: str, integral: bool = False) -> dict[float, Held]:
     """Eight recordings of 19 s, each on a board with phases of its own."""
     rows: dict[float, list[tuple[float, float]]] = {length: [] for length in LENGTHS_S}
+    unknown: list[tuple[str, ...]] = []
     for seed in range(8):
         clock = FakeClock()
         clock.advance(0.3137 * seed)
@@ -426,7 +427,8 @@ def held(board: str, wave: str, integral: bool = False) -> dict[float, Held]:
                 if found.joules is not None and found.uncertainty_j is not None:
                     rows[length_s].append((found.joules / true_j - 1, found.uncertainty_j / true_j))
                 else:
-                    assert integral and found.reasons == ("too_short",)
+                    unknown.append(found.reasons)
+    assert len(unknown) <= 3 and all(reasons for reasons in unknown), unknown
     result = {}
     for length_s, pairs in rows.items():
         errors, halves = [abs(error) for error, _ in pairs], [half for _, half in pairs]
@@ -442,10 +444,10 @@ def held(board: str, wave: str, integral: bool = False) -> dict[float, Held]:
 
 # Bounds of the standard deviation of the relative error for windows of 50 ms, 230 ms, 1.07 s and 10.03 s.
 SD = {
-    "constant": (0.0005, 0.0005, 0.0005, 0.0005),
-    "square": (0.06, 0.012, 0.0015, 0.0006),
-    "sine": (0.01, 0.003, 0.0008, 0.0005),
-    "bursts": (0.06, 0.012, 0.0015, 0.0006),
+    "constant": (0.0002, 0.0002, 0.0002, 0.0002),
+    "square": (0.006, 0.004, 0.0008, 0.0002),
+    "sine": (0.01, 0.003, 0.0008, 0.0002),
+    "bursts": (0.006, 0.004, 0.0008, 0.0002),
     "locked": (0.12, 0.02, 0.005, 0.0008),  # in step with the counter and the samples, which see the same of each period
     "decode": (0.08, 0.02, 0.004, 0.0006),  # quicker than the samples: each sees another part of it
 }
@@ -474,9 +476,9 @@ def test_the_interval_of_integrated_samples_holds_the_truth(wave: str) -> None:
         assert figure.share >= 0.9 and figure.sd < most
 
 
-@pytest.mark.parametrize("board", ["without samples", "20 ms", "20 ms with samples", "late by 2 ms", "late by 30 ms"])
+@pytest.mark.parametrize("board", [board for board in BOARDS if board != "h100"])
 def test_the_interval_holds_the_truth_of_other_boards(board: str) -> None:
-    found = held(board, "constant" if board == "20 ms" else "bursts")
+    found = held(board, "bursts" if "samples" in board or "late" in board else "constant")
     assert overall(found) >= 0.93 and all(figure.share >= 0.9 for figure in found.values())
 
 
@@ -491,8 +493,3 @@ def test_a_load_in_step_with_a_counter_and_without_samples_is_not_seen() -> None
     error is that of two edges, 5 J at most each; it is one part in 500 in 10 s."""
     found = held("without samples", "locked")
     assert 0.2 < found[0.23].share < 0.93 and found[10.03].sd < 0.004
-
-
-def test_updates_out_of_time_and_without_samples_hold_less_often() -> None:
-    found = held("late by 30 ms, without samples", "constant")
-    assert 0.7 < overall(found) < 0.93 and found[10.03].sd < 0.005

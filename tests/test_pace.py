@@ -1,4 +1,4 @@
-"""When a counter is read: about once per update, with walls that hold the true update, and again from the beginning when lost."""
+"""When a counter is read: about once per update, with walls that hold the true one, and from the beginning when lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERVAL_NS = 50 * MS
 
 
 class Counter:
-    """Updated at phase + k * period (ms) of its clock, which may drift or be stopped; a call takes `took_ms`, and tells what it
+    """Updated at phase + k * period (ms) of a clock that may drift or be stopped; a call takes `took_ms`, and tells what it
     found at some instant in it."""
 
     def __init__(self, period_ms: float = 100.0, phase_ms: float = 37.0, took_ms: float = 4.0, drift: float = 0.0) -> None:

@@ -59,7 +59,6 @@ def test_a_grid_is_found_to_within_what_the_brackets_leave_open() -> None:
     # 1 ms before each update the old value, 0.5 ms after it the new one: 1.5 ms are open, half of that to either side.
     assert grid.half_ns == pytest.approx(0.75 * MS, rel=0.02)
     assert misplaced_ns(grid) == pytest.approx(0.25 * MS, rel=0.1)
-    assert all(abs(apart) < 0.8 * MS for apart in grid.apart_ns(PHASE_NS + 20 * PERIOD_NS))
 
 
 def test_calls_that_take_20_ms_still_tell() -> None:
@@ -83,27 +82,24 @@ def test_a_grid_holds_the_truth_whenever_the_counter_is_read() -> None:
         grid = fit_grid(brackets(read_at(instants, took_ms)), PERIOD_NS * 1.0002, known=draw.random() < 0.5)
         if grid is not None:
             found += 1
-            assert misplaced_ns(grid) <= max(grid.half_ns, *map(abs, grid.apart_ns(PHASE_NS + 20 * PERIOD_NS)))
+            assert misplaced_ns(grid) <= grid.half_ns + 0.02 * 40 * MS, seed  # 40 periods, each wrong by 0.02 ms
     assert found >= 30
 
 
-def test_the_doubt_about_the_period_grows_with_the_distance() -> None:
-    """Brackets close together confine the phase, and the period only as far as they reach."""
-    grid = fit_grid(brackets(read_at(around_updates(10, 1.0, 1.0))))
-    assert grid is not None
-    near, far = (max(map(abs, grid.apart_ns(PHASE_NS + k * PERIOD_NS))) for k in (5, 100))
-    assert near <= 1.1 * MS and far > 10 * near
-
-
-def test_a_known_period_is_kept_and_makes_the_phase_no_surer() -> None:
+def test_a_known_period_is_kept_where_the_brackets_allow_it() -> None:
     found = brackets(read_at(around_updates(40, 1.0, 1.0)))
-    free = fit_grid(found)
-    for period in (100.04 * MS, 99.97 * MS):  # both still fit between the brackets, with little room
+    for period in (100.04 * MS, 99.97 * MS):
         kept = fit_grid(found, period, known=True)
-        assert free is not None and kept is not None and kept.period_ns == period
-        assert kept.half_ns == pytest.approx(free.half_ns, rel=0.05) and kept.room_ns < 0.5 * kept.half_ns
+        assert kept is not None and kept.period_ns == period
     other = fit_grid(found, 100.4 * MS, known=True)
     assert other is not None and other.period_ns == pytest.approx(PERIOD_NS, rel=1e-3), "what does not fit is not kept"
+
+
+def test_the_phase_is_never_known_better_than_a_call_tells() -> None:
+    """Nobody knows when inside a call the counter is looked at: brackets that leave less room than that show jitter."""
+    for before_ms, after_ms in ((0.2, 0.2), (1.0, 0.1)):
+        grid = fit_grid(brackets(read_at(around_updates(40, before_ms, after_ms))), PERIOD_NS, True, 3.0 * MS)
+        assert grid is not None and grid.half_ns == pytest.approx(1.5 * MS)
 
 
 def test_updates_that_do_not_keep_to_a_grid_have_none() -> None:
