@@ -91,9 +91,7 @@ class Window:
         if self.span.t1_ns is None:
             raise LemError(f"The window '{self.label}' is still open: its measurement exists when its block has ended.")
         with self._session._finishing:
-            if self._measurement is None:
-                self._measurement = self._session._finish(self, self.span.t1_ns)
-            return self._measurement
+            return self._measurement or self._session._finish(self, self.span.t1_ns)
 
 
 class Session:
@@ -306,7 +304,7 @@ class Session:
         """As `_finish_waiting`, where nobody is there to raise to."""
         try:
             self._finish_waiting()
-        except Exception as error:  # a full disk, say; `Window.measurement` meets it again
+        except Exception as error:  # a full disk, say; the measurement is kept in memory
             warnings.warn(f"{type(error).__name__}: {error}", stacklevel=2)
 
     def _finish_waiting(self) -> None:
@@ -368,6 +366,7 @@ class Session:
             **window.facts,
         )
         self.measurements.append(measurement)
+        window._measurement = measurement  # from here on it is not lost, whatever the disk says
         if self.folder is not None:
             store.save(measurement, self.folder)
         return measurement

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import FakeClock
 
 import lem_kit as lem
-from lem_kit import metrics, session, store
+from lem_kit import baseline, metrics, session, store
 from lem_kit.energy import EnergySource, Reading
 from lem_kit.errors import LemError
 from lem_kit.measurement import TokenEvent
@@ -150,7 +152,8 @@ def test_idle_is_a_measurement() -> None:
     engine = lem.load_backend("fake", "fake", idle_power_w=40)
     with lem.Session(sources=[engine.source]) as s:
         m = s.idle(0.2)
-    assert (m.kind, m.config) == ("idle", {"seconds": 0.2, "baseline": "bare"})
+        assert s.baselines == {"bare": baseline.of(m)}
+    assert (m.kind, m.config, m.baselines) == ("idle", {"seconds": 0.2, "baseline": "bare"}, {})
     assert m.energy["fake:board"].joules == pytest.approx(40 * m.duration_s, rel=1e-3)
     with pytest.raises(LemError, match="above 0"):
         s.idle(0)
@@ -255,3 +258,202 @@ def test_windows_in_threads_have_no_parent_of_another_thread(clock: FakeClock) -
             thread.start()
             thread.join()
     assert found == [None]
+
+
+# --- windows that do not wait -------------------------------------------------------------------------------------------
+
+
+class Stepping(Meter):
+    """20 J every 100 ms of the real clock, whose age is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic_ns)
+        self.domains = {"gpu0": Domain("gpu", "counter")}
+
+    def read(self) -> dict[str, Reading]:
+        return {"gpu0": Reading(time.monotonic_ns(), 20.0 * (time.monotonic_ns() // 100_000_000))}
+
+
+def test_a_window_that_does_not_wait_completes_itself_and_is_the_same(tmp_path: Path) -> None:
+    with lem.Session(tmp_path, sources=[Stepping()]) as s:
+        time.sleep(1.0)
+        with s.window("behind", wait=False) as window:
+            time.sleep(0.3)
+        ended = time.monotonic()
+        assert window.run_id not in [m.run_id for m in s.measurements], "not looked up yet"
+        m = window.measurement  # waits for the counter's next update
+        assert time.monotonic() - ended < 1
+        assert m.energy["meter:gpu0"].joules == pytest.approx(200 * m.duration_s, abs=m.energy["meter:gpu0"].uncertainty_j)
+        assert m.energy["meter:gpu0"].reasons == () and window.measurement is m
+    assert s.measurements == [m] and lem.load(tmp_path / m.run_id) == m
+
+
+def test_windows_that_do_not_wait_are_all_there_when_the_session_is_closed() -> None:
+    s = lem.Session(sources=[Stepping()])
+    for k in range(5):
+        with s.window(f"w{k}", wait=False), s.window("inner"):
+            pass
+    s.close()
+    assert sorted(m.label for m in s.measurements) == ["inner"] * 5 + [f"w{k}" for k in range(5)]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_full_disk_behind_a_window_is_a_warning_and_loses_nothing(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = opened(clock, Meter(clock), folder=tmp_path)
+    monkeypatch.setattr(store, "save", full_disk)
+    with pytest.warns(UserWarning, match="no space left"):
+        with s.window("behind", wait=False):
+            clock.advance(1)
+        s._finisher.submit(lambda: None).result()  # after it
+    assert s.measurements == [window.measurement] and window.measurement.energy["meter:gpu0"].joules == pytest.approx(100)
+    s.close()
+
+
+def full_disk(*_: object) -> None:
+    raise LemError("no space left")
+
+
+# --- baselines ----------------------------------------------------------------------------------------------------------
+
+
+class Cuda:
+    """torch.cuda as far as a session looks at it."""
+
+    def __init__(self, running: bool = False, holding: int = 0, available: bool = True) -> None:
+        self.running, self.holding, self.available, self.synchronized = running, holding, available, 0
+
+    def is_initialized(self) -> bool:
+        return self.running
+
+    def is_available(self) -> bool:
+        return self.available
+
+    def init(self) -> None:
+        self.running = True
+
+    def synchronize(self) -> None:
+        self.synchronized += 1
+
+    def memory_allocated(self) -> int:
+        return self.holding
+
+
+def with_cuda(monkeypatch: pytest.MonkeyPatch, cuda: Cuda | None) -> None:
+    if cuda is None:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    else:
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "asked", "found"),
+    [
+        (None, None, "bare"), (Cuda(), None, "bare"), (Cuda(running=True), None, "context"),
+        (Cuda(running=True, holding=9), None, "engine"), (Cuda(), "bare", "bare"), (Cuda(), "context", "context"),
+        (Cuda(running=True), "context", "context"), (Cuda(running=True, holding=9), "engine", "engine"),
+    ],
+)  # fmt: skip
+def test_an_idle_baseline_is_of_the_kind_that_the_process_is_in(
+    monkeypatch: pytest.MonkeyPatch, cuda: Cuda | None, asked: str | None, found: str
+) -> None:
+    with_cuda(monkeypatch, cuda)
+    with lem.Session(sources=[]) as s:
+        m = s.idle(0.01, kind=asked)
+        assert m.config["baseline"] == found and list(s.baselines) == [found]
+        with s.window() as window:
+            pass
+        assert list(window.measurement.baselines) == [found]
+    if asked == "context":
+        assert cuda is not None and cuda.running, "it was started, as asked"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "asked", "words"),
+    [
+        (Cuda(running=True), "bare", "CUDA runs in this process already"),
+        (Cuda(running=True, holding=9), "context", "holds GPU memory"),
+        (None, "context", "needs torch"), (Cuda(available=False), "context", "needs torch"),
+        (None, "bear", "did you mean 'bare'"),
+    ],
+)  # fmt: skip
+def test_a_kind_of_idle_that_is_not_true_is_refused(
+    monkeypatch: pytest.MonkeyPatch, cuda: Cuda | None, asked: str, words: str
+) -> None:
+    with_cuda(monkeypatch, cuda)
+    with lem.Session(sources=[]) as s:
+        with pytest.raises(LemError, match=words):
+            s.idle(0.01, kind=asked)
+        assert s.measurements == [] and s.baselines == {}
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_net_energy_is_above_the_sessions_own_baseline(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter(clock, 50.0)
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: clock.advance(timeout or 0))
+    with opened(clock, meter) as s:
+        s.idle(4)
+        assert s.baselines["bare"]["power_w"]["meter:gpu0"]["watts"] == pytest.approx(50)
+        meter._power_w, offset = 200.0, 150 * clock() / 1e9
+        monkeypatch.setattr(meter, "read", lambda: {"gpu0": Reading(clock(), 200.0 * clock() / 1e9 - offset)})
+        with s.window() as window:
+            clock.advance(2)
+    net = metrics.net_energy_j(window.measurement)
+    assert net is not None and net.value == pytest.approx(2 * 150)
+
+
+# --- what the record says of its surroundings ---------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_remarks_of_a_source_are_reasons_of_the_record(clock: FakeClock) -> None:
+    meter = Meter(clock)
+    meter.remarks = lambda: {"gpu0": ["foreign_process"], "gpu1": ["foreign_process"]}  # type: ignore[attr-defined]
+    with opened(clock, meter) as s:
+        with s.window() as window:
+            clock.advance(1)
+        assert window.measurement.reasons == ("foreign_process",) and not window.measurement.valid
+        meter.remarks = broken_remarks  # type: ignore[attr-defined]
+        with s.window() as window:
+            clock.advance(1)
+        assert window.measurement.reasons == () and window.measurement.valid
+
+
+def broken_remarks() -> dict[str, list[str]]:
+    raise RuntimeError("the library is gone")
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_the_meters_own_share_is_in_the_record(clock: FakeClock) -> None:
+    class Slow(Meter):
+        def read(self) -> dict[str, Reading]:
+            clock.advance(0.02)
+            return super().read()
+
+    with opened(clock, Slow(clock)) as s, s.window() as window:
+        clock.advance(1)
+    assert window.measurement.meter["call_share"] == pytest.approx(0.02 * 2 / 1.04, rel=0.5)
+    assert window.measurement.meter["cpu_share"] >= 0
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_counter_and_integral_that_disagree_say_so(clock: FakeClock) -> None:
+    class Twofold(Meter):
+        integrals: Mapping[str, Domain] = {"meter_power:gpu0": Domain("gpu", "integral", gauge="meter:gpu0.power_w")}
+        watts = 100.0
+
+        def gauges(self) -> dict[str, float]:
+            return {"gpu0.power_w": self.watts}
+
+    for watts, reasons in ((100.0, ()), (130.0, ("sources_disagree",))):
+        meter = Twofold(clock)
+        meter.watts = watts
+        with opened(clock, meter) as s, s.window() as window:
+            for _ in range(20):
+                clock.advance(0.1)
+                s._sampler.sample()
+        energy = window.measurement.energy
+        assert energy["meter:gpu0"].reasons == energy["meter_power:gpu0"].reasons == reasons
+        assert metrics.agreement(energy) == {"meter:gpu0": pytest.approx(watts / 100 - 1)}
+        assert window.measurement.valid == (not reasons)

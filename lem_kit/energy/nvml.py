@@ -191,13 +191,16 @@ class NvmlSource:
 
     def _ask(self, key: str, gauge: str) -> float | None:
         ways, board = self._ways[key, gauge], self._boards[key]
-        try:
-            value = ways[0](self._nvml, board.handle) if ways else None
-        except (self._nvml.NVMLError, AttributeError) as error:
-            if _will_never_work(self._nvml, error):
-                del ways[0]  # the next call takes the next way, or none: a dead query must not be asked every time
-            return None
-        return (value - board.offset_w) / board.gain if value is not None and gauge == "power_w" else value
+        while ways:
+            try:
+                value = ways[0](self._nvml, board.handle)
+            except (self._nvml.NVMLError, AttributeError) as error:
+                if not _will_never_work(self._nvml, error):
+                    return None
+                del ways[0]  # a dead query must not be asked every time
+            else:
+                return (value - board.offset_w) / board.gain if gauge == "power_w" else value
+        return None
 
     def samples(self) -> dict[str, list[tuple[int, float]]]:
         """Power since the last call, W. The driver stamps them with the wall clock, which is set against ours here."""
