@@ -304,7 +304,7 @@ def test_a_full_disk_behind_a_window_is_a_warning_and_loses_nothing(
     s = opened(clock, Meter(clock), folder=tmp_path)
     monkeypatch.setattr(store, "save", full_disk)
     with pytest.warns(UserWarning, match="no space left"):
-        with s.window("behind", wait=False):
+        with s.window("behind", wait=False) as window:
             clock.advance(1)
         s._finisher.submit(lambda: None).result()  # after it
     assert s.measurements == [window.measurement] and window.measurement.energy["meter:gpu0"].joules == pytest.approx(100)
