@@ -349,8 +349,8 @@ class Samples:
         first, end = bisect_right(t, start_ns), bisect_left(t, end_ns)
         found: list[float] = list(t[first:end])
         for j in range(max(first, 2), min(end + 1, len(t) - 2)):
-            if (at := step(*p[j - 2 : j + 3])) is not None:
-                found.append(t[j - 1] + at * (t[j] - t[j - 1]))
+            at = step(*p[j - 2 : j + 3])
+            found += [] if at is None else [t[j - 1] + at * (t[j] - t[j - 1])]
         return sorted(t_ns for t_ns in found if start_ns < t_ns < end_ns)
 
     def around(self, t_ns: int) -> tuple[float, float]:
