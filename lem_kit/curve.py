@@ -187,9 +187,9 @@ class Course:
         out of time, and a course too quick for the samples. In J as the root of the mean square; and in ns, at the power of
         the cell, what half of the cells stay below, as a standard deviation. 0 where there are too few cells."""
         samples, rows = self._samples, []
-        for found, _ in self._sides:
+        for found, grid in self._sides:
             for a, b in itertools.pairwise(found):
-                if self._dense(a, b):
+                if self._dense(a, b) and not (grid and max(a.half_ns, b.half_ns) > grid.half_ns):
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
                     shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
                     rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, shapes[0] ** 2 + shapes[1] ** 2))
@@ -231,7 +231,12 @@ class Course:
         seen = self._samples.t_ns
         first, end = bisect_left(seen, t_ns - int(3 * self.period_ns)), bisect_right(seen, t_ns + int(3 * self.period_ns))
         powers += [watts * 1e-9 for watts in self._samples.watts[first:end]]
-        return self._sampled(a, b, t_ns, half_ns) or self._interpolated(found, k, t_ns, half_ns, powers)
+        edge = self._sampled(a, b, t_ns, half_ns) or self._interpolated(found, k, t_ns, half_ns, powers)
+        if (
+            grid and (apart_ns := max(a.half_ns, b.half_ns) - grid.half_ns) > 0.0
+        ):  # one of several updates, and only this knot
+            return edge._replace(timing_ns=grid.half_ns, shape_j=math.hypot(edge.shape_j, max(powers) * apart_ns))
+        return edge
 
     def points(self) -> tuple[list[tuple[float, float]], float]:
         """Knots, and the samples that shape the cells between them (ns, J), from one to the next of which the course is

@@ -8,7 +8,8 @@ walls are kept around the instant of the next update, and two around the period:
     one that shows the new value      lowers the upper wall to the end of the call
     both walls, and those around an early update n periods ago, confine the period to their distance / n
 
-Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known.
+Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known. After a call that
+took so long that an update was passed over, the next ones tell nothing about the walls until one is surely after its update.
 
 Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
 interval.
@@ -43,12 +44,13 @@ class Pace:
         self._interval_ns = interval_ns
         self._since_ns: int | None = None
         self._walls = (0.0, 0.0)  # around the update that the next call is to see
+        self._expected = (0.0, 0.0)  # the same, before any call at it
         self._periods = (0.0, 0.0)
         self._anchor = (0.0, 0.0)  # around an early update
         self._passed = 0  # periods between that one and the next
         self._tries = 0
         self._calls = 0
-        self._skipped = False
+        self._sure = True  # the value that the last call showed is that of the update before the walls
         self._fast = False  # updated more often than it is to be read: its age is known then, which is enough
 
     def after(self, series: Series, now_ns: int) -> int:
@@ -64,11 +66,16 @@ class Pace:
             if self._fast or not (changed and self._begin(series, NARROW if watching else VERY_NARROW)):
                 return now_ns + (min(WATCH_NS, self._interval_ns) if watching and not self._fast else self._interval_ns)
             return self._next(now_ns)
-        if changed and not self._skipped:
-            self._close_in(self._walls[0], min(self._walls[1], series.t_ns[-1]))
-        elif not changed:
-            began_ns = series.t_ns[-1] - (series.took_ns[-1] if series.took_ns else 0)
-            self._close_in(max(self._walls[0], began_ns), self._walls[1])
+        low, high = self._walls
+        ended_ns = series.t_ns[-1]
+        began_ns = ended_ns - (series.took_ns[-1] if series.took_ns else 0)
+        if not self._sure:  # what is new may be of an update before, so it moves no wall
+            self._sure = ended_ns <= low or began_ns >= high
+            return self._next(now_ns) if ended_ns > low else max(now_ns + AGAIN_NS, int((low + high) / 2))
+        if changed:
+            self._close_in(low, min(high, ended_ns))
+        else:
+            self._close_in(max(low, began_ns), high)
         if self.grid is None:
             return now_ns + WATCH_NS
         if not changed:
@@ -104,7 +111,7 @@ class Pace:
     def _close_in(self, low: float, high: float) -> None:
         """New walls. Where they cross, an update missed its time: a little, and they meet half-way; or the grid is lost."""
         period = sum(self._periods) / 2
-        if low - high > MOST_JITTER * period:
+        if max(low - self._expected[1], self._expected[0] - high) > MOST_JITTER * period:
             self._lose()
             return
         if low > high:
@@ -112,18 +119,21 @@ class Pace:
         shortest, longest = self._periods
         n = self._passed
         shortest, longest = shortest * (1 - DRIFT), longest * (1 + DRIFT)
-        if n > 0:
-            shortest, longest = max(shortest, (low - self._anchor[1]) / n), min(longest, (high - self._anchor[0]) / n)
-        if shortest > longest:  # it drifts
-            shortest, longest = period * (1 - 1e-4), period * (1 + 1e-4)
+        seen = ((low - self._anchor[1]) / n, (high - self._anchor[0]) / n) if n > 0 else (shortest, longest)
+        if max(shortest, seen[0]) > min(longest, seen[1]):  # it drifts, or was wrong
+            shortest, longest = min(shortest, seen[0]), max(longest, seen[1])
             self._anchor, self._passed = (low, high), 0
-        elif high - low < (self._anchor[1] - self._anchor[0]) / 2:  # known better than the early one ever was
+            self._walls, self._periods = (low, high), (shortest, longest)
+            self._tell()
+            return
+        shortest, longest = max(shortest, seen[0]), min(longest, seen[1])
+        if high - low < (self._anchor[1] - self._anchor[0]) / 2:  # known better than the early one ever was
             self._anchor, self._passed = (low, high), 0
         self._walls, self._periods = (low, high), (shortest, longest)
         self._tell()
 
     def _lose(self) -> None:
-        self.grid, self._since_ns, self._tries = None, None, 0
+        self.grid, self._since_ns, self._tries, self._sure = None, None, 0, True
 
     def _tell(self) -> None:
         low, high = self._walls
@@ -145,11 +155,13 @@ class Pace:
         low, high = self._walls
         shortest, longest = self._periods
         periods = max(1, int((now_ns - low) / longest) + 1)
-        self._skipped = periods > 1  # a change may then be that of an update before
-        self._walls = (low + periods * shortest, high + periods * longest)
+        self._sure = self._sure and periods == 1
+        self._walls = self._expected = (low + periods * shortest, high + periods * longest)
         self._passed += periods
         self._tell()
         low, high = self._walls
+        if not self._sure:
+            return int(high) + AGAIN_NS  # surely after the update
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
 

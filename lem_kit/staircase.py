@@ -17,6 +17,7 @@ Not covered: the energy between the knots (`curve`), when to read (`pace`).
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from .trace import Series
 # Brackets needed before a grid is believed, and how far they may miss a common phase, as a fraction of the period.
 LEAST_BRACKETS = 4
 MOST_JITTER = 0.1
+# Between sure knots so many periods apart, one that is not sure is left out.
+MOST_MISSED = 5
 # A bracket tells nothing about the grid if it is wider than so many periods.
 WIDEST = 1.5
 
@@ -191,23 +194,29 @@ def _aged(series: Series, refresh_ns: float) -> list[Knot]:
 
 
 def _on_grid(series: Series, grid: Grid) -> list[Knot]:
-    """A value comes from the last update before its call, or from one that the call met: then the one that makes it new."""
+    """A value comes from the last update before its call, or from one that the call met; and each new one from a later
+    update than the one before. Where that leaves several updates, it is told by knots around it that are sure."""
     t, v, took = series.t_ns, series.value, series.took_ns
-    known: list[Knot] = []
-    last: int | None = None  # the update that the value now showing came from
+    rows: list[list[int]] = []  # reading, and the first and last update that its value may come from
     for i in range(len(t)):
         if i > 0 and v[i] == v[i - 1]:
             continue
-        doubt_ns = 0.0 if last is None else grid.half_ns
-        before = grid.last_before(t[i] - (took[i] if took else 0) - doubt_ns)
-        after = grid.last_before(t[i] + doubt_ns)
-        if last is not None and after <= last < grid.last_before(t[i] + MOST_JITTER * grid.period_ns):
-            after = last + 1  # it came a little before its time
-        if last is not None and before <= last:
-            before = last + 1
-        if before > after or (last is None and before < after):
-            continue
-        half_ns = grid.half_ns + (after - before) * grid.period_ns / 2
-        known.append(Knot((grid.at(before) + grid.at(after)) / 2, half_ns, v[i]))
-        last = after
+        before = grid.last_before(t[i] - (took[i] if took else 0))
+        after = grid.last_before(t[i])
+        if rows and before <= rows[-1][1]:
+            before = rows[-1][1] + 1
+        if before > after and before <= grid.last_before(t[i] + MOST_JITTER * grid.period_ns):
+            after = before  # it came a little before its time
+        if before <= after:
+            rows.append([i, before, after])
+    for row, later in zip(rows[-2::-1], rows[:0:-1]):
+        row[2] = max(min(row[2], later[2] - 1), row[1])
+    sure = [before for _, before, after in rows if before == after]
+    known = []
+    for i, before, after in rows:
+        j = bisect_left(sure, before)
+        beside = sure[max(j - 1, 0) : j + 1]
+        if before == after or len(beside) < 2 or beside[1] - beside[0] > MOST_MISSED:
+            half_ns = grid.half_ns + (after - before) * grid.period_ns / 2
+            known.append(Knot((grid.at(before) + grid.at(after)) / 2, half_ns, v[i]))
     return known

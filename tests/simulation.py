@@ -59,7 +59,7 @@ WAVES: Mapping[str, Wave] = {
 
 class Board:
     """One GPU. `refresh_s`: of its counter; `sample_s`: of its power samples, None for none; `call_s`: how long a call to
-    the counter takes."""
+    the counter takes; `slow`: the share of calls that take 0.2 s; `jitter_s`: how late an update comes at most."""
 
     name = "sim"
 
@@ -72,10 +72,12 @@ class Board:
         sample_s: float | None = 0.02,
         call_s: tuple[float, float] = (0.0024, 0.006),
         jitter_s: float = 0.0,
+        slow: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._wave, self._clock, self._draw = wave, clock, random.Random(seed)
         self._refresh_s, self._sample_s, self._call_s, self._jitter_s = refresh_s, sample_s, call_s, jitter_s
+        self._slow = slow
         self._phase_s = self._draw.uniform(0, refresh_s)
         self._sample_phase_s = self._draw.uniform(0, sample_s or 1)
         self._told = -1
@@ -100,6 +102,8 @@ class Board:
 
     def read_one(self, domain: str) -> Reading:
         began, took = self._clock(), self._draw.uniform(*self._call_s)
+        if self._slow and self._draw.random() < self._slow:
+            took = 0.2
         seen_s = self.seconds(began) + took * self._draw.random()  # some time inside the call
         k = math.floor((seen_s - self._phase_s) / self._refresh_s)
         updated = k * self._refresh_s + self._phase_s

@@ -37,7 +37,7 @@ COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 CASES = {
     "nothing": Case([]),
     "the counter starts again": Case(reset(), counter="counter_went_back"),
-    "the counter falls": Case(back(30.0), counter="counter_went_back"),
+    "the counter falls": Case(back(150.0), counter="counter_went_back"),
     "the counter says 0": Case(zero("counter"), counter="counter_went_back"),
     "the counter says 0 for a while": Case(zero("counter"), 0.3, counter="counter_went_back"),
     "the counter says nonsense": Case(garbage("counter"), counter="counter_stuck"),  # at the largest number there is

@@ -66,11 +66,11 @@ def test_it_finds_the_period_and_then_reads_about_once_per_update(took_ms: float
     counter.run(3)
     found = next(i for i, half_ns in enumerate(counter.grids) if half_ns < float("inf"))
     assert counter.calls_ns[found] - 10**12 < 0.7e9, "six updates, watched closely"
-    assert 1.0 <= counter.calls_per_update(20) <= (1.55 if took_ms else 1.8)
+    assert 1.0 <= counter.calls_per_update(20) <= (1.55 if took_ms == 4 else 1.8)
     assert counter.pace.grid is not None
     assert counter.pace.grid.period_ns == pytest.approx(counter.period_ns, rel=1.5e-3)
     # What is found may be of any instant of the call: nothing tells more than half of a call.
-    assert abs(counter.off_ns()) <= counter.pace.grid.half_ns <= (took_ms / 2 + 0.6) * MS
+    assert abs(counter.off_ns()) <= counter.pace.grid.half_ns <= (took_ms / 2 + 1.5) * MS
 
 
 def test_both_walls_hold_the_update_from_the_beginning_on() -> None:

@@ -175,3 +175,22 @@ def test_nothing_read_and_nothing_changed_have_no_knots() -> None:
     for k in range(5):
         still.append(k, 7.0)
     assert knots(Series(), None) == ([], None) and knots(still, None) == ([], None)
+
+
+def test_a_value_that_may_be_of_several_updates_is_placed_by_those_around_it_or_in_doubt() -> None:
+    """Calls of 20 ms that straddle every update tell nothing by themselves; one after the update tells all before it."""
+    grid_phase = around_updates(20, 1.0, 1.0)
+    straddling = [100 * k + 10.0 for k in range(21, 31)]
+    series = Series()
+    for t_ms in [*grid_phase, *straddling]:
+        long = t_ms >= 2_100
+        found = PHASE_NS + round((t_ms - (9.0 if long else 0.0)) * MS)  # found 1 ms after the update
+        series.append(PHASE_NS + round(t_ms * MS), 20.0 * ((found - PHASE_NS) // PERIOD_NS), 20 * MS if long else 0)
+    known, grid = knots(series, None)
+    assert grid is not None and [k.joules for k in known] == [20.0 * k for k in range(31)]
+    assert all(knot.t_ns == pytest.approx(PHASE_NS + k * PERIOD_NS, abs=0.3 * MS) for k, knot in enumerate(known))
+    late = series.part(len(series.t_ns) - 10, len(series.t_ns))  # without what was before, each is one update or the next
+    alone, grid = knots(late, None, 0.1)
+    assert len(alone) >= 9
+    for knot in alone:
+        assert abs(knot.t_ns - (PHASE_NS + knot.joules / 20 * PERIOD_NS)) <= knot.half_ns + 1 * MS
