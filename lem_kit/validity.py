@@ -37,10 +37,10 @@ def surroundings(proc: str = "/proc") -> Surroundings:
     wall_ns = time.time_ns() - time.monotonic_ns()
     try:
         ticks = [int(word) for word in _begin(f"{proc}/stat").split(b"\n", 1)[0].split()[1:9]]
+        busy_s = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # less idle and waiting for a disk
         children = _begin(f"{proc}/self/task/{os.getpid()}/children")
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):  # no /proc, or one that is not Linux's
         return Surroundings(wall_ns, None, None)
-    busy_s = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # less idle and waiting for a disk
     own = os.times()
     own_s = own.user + own.system + own.children_user + own.children_system
     return Surroundings(wall_ns, busy_s, None if children else own_s)  # what living children used cannot be seen here

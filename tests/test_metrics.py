@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_kit import metrics
-from lem_kit.measurement import Completion, Energy, Measurement, Repeat
+from lem_kit.measurement import REASONS, Completion, Energy, Measurement, Repeat
 from lem_kit.trace import Domain, Series, Trace
 
 MS = 1_000_000
@@ -324,3 +324,56 @@ def test_a_repeat_that_takes_longer_idles_longer_and_net_energy_knows() -> None:
     assert net.keys == ("nvml:gpu0",) and net.method == "counter"
     wrong = {"power_w": {"nvml:gpu1": {"watts": 100.0, "half_width": 0.5}}}
     assert metrics.net_energy_j(dataclasses.replace(m, baselines={"engine": wrong})) is None
+
+
+# --- counter against integral, and the verdict --------------------------------------------------------------------------
+
+
+def test_agreement_is_of_devices_that_have_both_figures() -> None:
+    parts = [
+        energy("nvml:gpu0", 100), energy("nvml_power:gpu0", 103, method="integral"),
+        energy("nvml:gpu1", None), energy("nvml_power:gpu1", 50, method="integral"),
+        energy("nvml:gpu2", 40), energy("nvml_power:gpu2", None, method="integral"),
+        energy("nvml_power:gpu3", 40, method="integral"), energy("rapl:dram", 5, scope="dram"),
+    ]  # fmt: skip
+    assert metrics.agreement({e.key: e for e in parts}) == {"nvml:gpu0": pytest.approx(0.03)}
+    assert metrics.agreement({}) == {}
+
+
+def doubted(key: str, *reasons: str, joules: float | None = 10.0, **more: Any) -> Energy:
+    return dataclasses.replace(energy(key, joules, **more), reasons=reasons)
+
+
+@pytest.mark.parametrize(
+    ("m", "codes"),
+    [
+        (measured([energy("nvml:gpu0", 10)]), []),
+        (measured([energy("nvml:gpu0", 10)], reasons=("few_requests", "thermal_drift", "power_capped")), []),
+        (measured([doubted("nvml:gpu0", "shorter_than_refresh", "edge_extrapolated")]), []),
+        (measured([energy("nvml:gpu0", 10)], reasons=("foreign_process", "failed")), ["foreign_process", "failed"]),
+        (measured([doubted("nvml:gpu0", "sources_disagree")]), ["sources_disagree"]),
+        (measured([doubted("nvml:gpu0", "gpu_lost", joules=None)]), ["gpu_lost"]),
+        (measured([doubted("nvml:gpu0", "implausible", joules=None), energy("nvml:gpu1", 5)]), ["implausible"]),
+        (measured(), ["no_source"]), (measured(reasons=("source_starting",)), ["no_source"]),
+        (measured([doubted("nvml:gpu0", "x", joules=None)]), ["no_reading"]),
+        # A source outside the total is not asked.
+        (measured([energy("nvml:gpu0", 10), doubted("nvml_power:gpu0", "implausible", joules=None, method="integral")]), []),
+        (measured([energy("nvml:gpu0", 10), doubted("m:cpu", "too_short", joules=None, method="model", scope="cpu")]), []),
+    ],
+)  # fmt: skip
+def test_the_verdict_names_what_leaves_the_total_without_its_meaning(m: Measurement, codes: list[str]) -> None:
+    assert metrics.verdict(m) == codes and m.valid == (not codes)
+    assert metrics.summary(m)["valid"] == m.valid
+
+
+def test_gaps_between_repeats_do_not_speak_against_them() -> None:
+    fine = [[energy("nvml:gpu0", 5)], [energy("nvml:gpu0", 6)]]
+    assert metrics.verdict(measured([doubted("nvml:gpu0", "sampling_gap")], repeats=fine)) == []
+    gap = [[energy("nvml:gpu0", 5)], [doubted("nvml:gpu0", "sampling_gap")]]
+    assert metrics.verdict(measured([energy("nvml:gpu0", 11)], repeats=gap)) == ["sampling_gap"]
+    lost = [[energy("nvml:gpu0", 5)], [doubted("nvml:gpu0", "gpu_lost", joules=None)]]
+    assert metrics.verdict(measured([energy("nvml:gpu0", 11)], repeats=lost)) == ["gpu_lost"]
+
+
+def test_codes_of_the_verdict_are_explained() -> None:
+    assert set(REASONS) > metrics.AGAINST
