@@ -189,7 +189,7 @@ class Course:
         samples, rows = self._samples, []
         for found, _ in self._sides:
             for a, b in itertools.pairwise(found):
-                if self._dense(a, b):
+                if b.joules > a.joules and self._dense(a, b):  # a counter that was reset says nothing of the samples
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
                     shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
                     rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, shapes[0] ** 2 + shapes[1] ** 2))
