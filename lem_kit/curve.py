@@ -189,7 +189,10 @@ class Course:
         samples, rows = self._samples, []
         for found, grid in self._sides:
             for a, b in itertools.pairwise(found):
-                if self._dense(a, b) and not (grid and max(a.half_ns, b.half_ns) > grid.half_ns):
+                doubtful = grid is not None and max(a.half_ns, b.half_ns) > grid.half_ns
+                if (
+                    b.joules > a.joules and not doubtful and self._dense(a, b)
+                ):  # after a reset it says nothing of the samples
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
                     shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
                     rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, shapes[0] ** 2 + shapes[1] ** 2))

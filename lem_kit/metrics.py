@@ -260,8 +260,14 @@ def inverse(figure: Figure) -> Figure:
 
 
 def mean_power_w(m: Measurement) -> Figure | None:
-    """Mean power, W: energy / duration of the same interval."""
-    return _per(m, measured_s(m))
+    """Mean power, W: energy / duration of the same interval. Between repeats, what counts is the spread of E - P * t (the
+    ratio estimator's residuals): a repeat that takes longer at the same power has no other power."""
+    total, seconds = energy_j(m), measured_s(m)
+    if total is None or not seconds > 0:
+        return None
+    watts = total.value / seconds
+    residual = _summed_j(m, energy_j(m, False) is None, {total.keys[0]: watts})
+    return residual._replace(value=watts, half_width=residual.half_width / seconds) if residual else None
 
 
 def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from .curve import NEARBY_NS, Course, Samples, _line, _rising
 from .trace import Series, Trace
 
 Points = list[tuple[float, float]]
+SAME_NS = 10.0  # points closer than this are one
 
 
 class Polyline(NamedTuple):
@@ -51,7 +52,7 @@ def between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Polyline | None:
     if len(points) < 2:
         return None
     instants, joules = np.array(sorted(points)).T
-    later = np.concatenate([[True], np.diff(instants) > 0])
+    later = np.concatenate([[True], np.diff(instants) > SAME_NS])
     return Polyline(t0_ns, instants[later] - t0_ns, np.maximum.accumulate(joules[later]), shift_ns)
 
 

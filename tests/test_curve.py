@@ -494,3 +494,16 @@ def test_a_load_in_step_with_a_counter_and_without_samples_is_not_seen() -> None
     error is that of two edges, 5 J at most each; it is one part in 500 in 10 s."""
     found = held("without samples", "locked")
     assert 0.2 < found[0.23].share < 0.93 and found[10.03].sd < 0.004
+
+
+def test_a_reset_of_the_counter_leaves_its_samples_alone() -> None:
+    clock = FakeClock()
+    trace = recorded(Board(WAVES["constant"], clock), clock, 6)
+    counter = trace.counters["sim:gpu0"]
+    at = len(counter.value) // 2
+    counter.value = array("d", [*counter.value[:at], *(v - counter.value[at] for v in counter.value[at:])])
+    middle = counter.t_ns[at]
+    window = middle - 1_000_000_000, middle + 1_000_000_000
+    assert energy_between(trace, "sim:gpu0", *window).reasons == ("counter_went_back",)
+    found = integral_between(trace, "sim_power:gpu0", *window)
+    assert found.joules == pytest.approx(400) and found.uncertainty_j is not None and found.uncertainty_j < 8

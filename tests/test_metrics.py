@@ -299,6 +299,12 @@ def test_a_window_of_no_length_has_no_rates() -> None:
     assert metrics.output_tokens_per_s(m) is None and metrics.mean_power_w(m) is None and metrics.requests_per_s(m) is None
 
 
+def test_repeats_of_one_power_have_one_power_however_long_they_take() -> None:
+    spans = tuple(Repeat(0, t * SECOND, {"a:g": energy("a:g", 50.0 * t, 0.3)}) for t in (1, 2, 4))
+    power = metrics.mean_power_w(Measurement("r", "window", "l", "ok", "", 0, 7 * SECOND, {}, spans))
+    assert power is not None and power.value == 50 and power.half_width == pytest.approx(0.3 * math.sqrt(3) / 7)
+
+
 def test_students_t() -> None:
     stats = {1: 12.706, 4: 2.776, 30: 2.042, 1000: 2.042}
     assert {n: metrics.student_t(n) for n in stats} == stats
