@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .curve import energy_between
+from .errors import LemError, nearest
 from .measurement import Measurement
 from .statistics import stdev, student_t
 from .trace import gauge_summary
@@ -35,10 +37,28 @@ class Power(NamedTuple):
     half_width: float
 
 
-def of(idle: Mapping[str, Any] | Measurement) -> dict[str, Any]:
+def kind_now(asked: str | None) -> str:
+    """The kind of idle that this process is in; CUDA is started where "context" is asked for. LemError where it is not what
+    was asked for, and cannot be made so."""
+    if asked is not None and asked not in KINDS:
+        raise LemError(f"idle() knows no kind '{asked}': {nearest(asked, KINDS)}")
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    running = cuda is not None and cuda.is_initialized()
+    holding = running and cuda is not None and cuda.memory_allocated() > 0
+    if asked == "bare" and running:
+        raise LemError("CUDA runs in this process already: measure idle(kind='bare') before the first use of the GPU.")
+    if asked == "context" and holding:
+        raise LemError("This process holds GPU memory: measure idle(kind='context') before a model is loaded.")
+    if asked == "context" and not running:
+        if cuda is None or not cuda.is_available():
+            raise LemError("idle(kind='context') needs torch, imported, with a GPU that it can use; kind='bare' does not.")
+        cuda.init()
+        cuda.synchronize()
+    return asked or ("engine" if holding else "context" if running else "bare")
+
+
+def of(idle: Measurement) -> dict[str, Any]:
     """The baseline that an idle Measurement gives, as strict JSON: power of each domain, temperatures, when and where."""
-    if not isinstance(idle, Measurement):
-        return dict(idle)
     parts = max(1, min(10, int(idle.duration_s)))
     edges = [idle.t0_ns + (idle.t1_ns - idle.t0_ns) * k // parts for k in range(parts + 1)]
     powers = {key: found for key in idle.energy if (found := _power(idle, key, edges)) is not None}
@@ -74,10 +94,9 @@ def chosen(m: Measurement, baseline: Measurement | str | None = None) -> dict[st
     return next((m.baselines[kind] for kind in KINDS if kind in m.baselines), None)
 
 
-def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
-    """Codes that speak against using `baseline` for `m`: another device, day or temperature, or too much spread."""
-    from . import metrics
-
+def reasons(m: Measurement, baseline: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Codes that speak against using `baseline` for the joules of `keys` in `m`: another device, day or temperature, or too
+    much spread."""
     codes = []
     labels = {key: domain.label for key, domain in m.trace.domains.items()}
     other = any(labels.get(key, label) != label for key, label in baseline["labels"].items())
@@ -87,8 +106,7 @@ def reasons(m: Measurement, baseline: Mapping[str, Any]) -> list[str]:
     apart = [abs(gauges[key]["min"] - degrees) for key, degrees in baseline["temperature_c"].items() if key in gauges]
     if apart and max(apart) > LARGEST_TEMPERATURE_C:
         codes.append("baseline_temperature")
-    total = metrics.energy_j(m)
-    used = [p for key, p in baseline["power_w"].items() if total is not None and key in total.keys]
+    used = [baseline["power_w"][key] for key in keys if key in baseline["power_w"]]
     if any(p["half_width"] > LARGEST_SPREAD * p["watts"] for p in used):
         codes.append("baseline_unsteady")
     return codes

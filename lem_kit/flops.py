@@ -8,7 +8,8 @@ second is that over measured time, whatever the engine did besides. How the FLOP
     parameters    2 x parameters x tokens: no attention, and every parameter is taken to work on every token
 
 A shape is believed when it accounts for the model's parameters; mixtures of experts and other blocks do not, and fall
-through to "parameters". A ceiling is a vendor's figure or None.
+through to "parameters". A ceiling is a vendor's figure or None; those here were checked against pages that quote the vendor,
+or come from memory of its sheets, which were not at hand.
 
 Not covered: quantised weights (None), sliding windows (their attention is counted whole), GPUs split by MIG (None).
 """

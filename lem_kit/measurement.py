@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -187,6 +187,17 @@ class Energy:
     @property
     def key(self) -> str:
         return f"{self.source}:{self.domain}"
+
+
+def both_figures(energy: Mapping[str, Energy]) -> Iterator[tuple[Energy, Energy, float, float]]:
+    """Counter and integral of power of each device that knows both, and their joules. A source names its integrals
+    "<its name>_power"."""
+    for integral in energy.values():
+        counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
+        if integral.method != "integral" or counter is None or counter is integral:
+            continue
+        if integral.joules is not None and counter.joules is not None:
+            yield counter, integral, counter.joules, integral.joules
 
 
 @dataclass(frozen=True)

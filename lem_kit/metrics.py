@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from . import baseline as baselines
 from .latency import (  # noqa: F401 (users find them here)
     decode_s,
     dispatch_lag_s,
@@ -30,7 +31,7 @@ from .latency import (  # noqa: F401 (users find them here)
     ttft_sched_s,
     values,
 )
-from .measurement import Completion, Energy, Measurement, Repeat
+from .measurement import Completion, Energy, Measurement, Repeat, both_figures
 from .statistics import stdev, student_t
 
 DEFINITIONS_VERSION = 1
@@ -225,10 +226,8 @@ def net_energy_j(m: Measurement, baseline: Measurement | str | None = None) -> F
     `baseline`: an idle Measurement, or the kind of one taken in the same session ("engine", "context", "bare"); the most
     specific there is by default. None without one, or where it does not know all that the gross figure is made of. The
     half-width is that of `energy_j` with the spread between repeats of their *net* energies, since a repeat that took longer
-    idled longer; joined with the baseline's own times the seconds. `baseline.reasons` doubts it.
+    idled longer; joined with the baseline's own times the seconds. `net_energy_doubts` tells what speaks against it.
     """
-    from . import baseline as baselines
-
     measured = energy_j(m, False) is not None
     total, found = energy_j(m), baselines.chosen(m, baseline)
     if total is None or found is None or any(key not in found["power_w"] for key in total.keys):
@@ -239,6 +238,14 @@ def net_energy_j(m: Measurement, baseline: Measurement | str | None = None) -> F
         return None
     seconds = measured_s(m)
     return net._replace(half_width=math.hypot(net.half_width, *(p["half_width"] * seconds for p in idle.values())))
+
+
+def net_energy_doubts(m: Measurement, baseline: Measurement | str | None = None) -> list[str]:
+    """Codes that speak against the baseline of `net_energy_j`; none where there is no such figure."""
+    total, found = energy_j(m), baselines.chosen(m, baseline)
+    if total is None or found is None or net_energy_j(m, baseline) is None:
+        return []
+    return baselines.reasons(m, found, total.keys)
 
 
 def output_tokens_per_j(m: Measurement) -> Figure | None:
@@ -272,14 +279,7 @@ def mean_power_w(m: Measurement) -> Figure | None:
 
 def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
     """Integrated power / counter - 1 for each device that has both, keyed by the counter's "source:domain"."""
-    found = {}
-    for integral in energy.values():
-        counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
-        if integral.method != "integral" or counter is None or counter is integral:
-            continue
-        if integral.joules is not None and counter.joules is not None:
-            found[counter.key] = integral.joules / counter.joules - 1
-    return found
+    return {counter.key: integral_j / counter_j - 1 for counter, _, counter_j, integral_j in both_figures(energy)}
 
 
 def peak_power_w(m: Measurement) -> dict[str, float]:
@@ -360,6 +360,7 @@ def summary(m: Measurement) -> dict[str, Any]:
     net = net_energy_j(m)
     row["net_energy_j"] = net.value if net else None
     row["net_energy_j_half_width"] = net.half_width if net else None
+    row["net_energy_doubts"] = ", ".join(net_energy_doubts(m)) if net else None
     row["valid"] = not verdict(m)
     row["reasons"] = ", ".join(reasons(m))
     for name, value in m.config.items():

@@ -13,7 +13,8 @@ import itertools
 from bisect import bisect_left, bisect_right
 from typing import Any, NamedTuple
 
-from .curve import NEARBY_NS, Course, Samples, _line, _rising
+from .course import NEARBY_NS, Course, Samples, on_line
+from .curve import rising_part
 from .trace import Series, Trace
 
 Points = list[tuple[float, float]]
@@ -60,7 +61,7 @@ def _of_counter(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> tuple[Points,
     near, chunk = 10 * NEARBY_NS // 3, 4 * NEARBY_NS
     series = trace.counters.get(key, Series()).between(t0_ns - near, t1_ns + near)
     t = series.t_ns
-    rising = _rising(series, max(bisect_right(t, t0_ns) - 1, 0), bisect_left(t, t1_ns)) if t else None
+    rising = rising_part(series, max(bisect_right(t, t0_ns) - 1, 0), bisect_left(t, t1_ns)) if t else None
     if rising is None:
         return [], 0.0
     points: Points = []
@@ -91,6 +92,6 @@ def _of_gauge(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Points:
     if domain.means:
         samples = Samples(near)
         return [(t_ns, samples.sum_to(t_ns)) for t_ns in {*t, *samples.breaks_ns(t[0], t[-1]), t1_ns}]
-    line = sorted({t_ns: _line(t, p, t_ns) for t_ns in (*t, t0_ns, t1_ns)}.items())
+    line = sorted({t_ns: on_line(t, p, t_ns) for t_ns in (*t, t0_ns, t1_ns)}.items())
     steps = ((pa + pb) / 2 * (tb - ta) * 1e-9 for (ta, pa), (tb, pb) in itertools.pairwise(line))
     return [(t_ns, joules) for (t_ns, _), joules in zip(line, itertools.accumulate(steps, initial=0.0))]

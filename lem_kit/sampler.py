@@ -45,7 +45,8 @@ class Job:
     pace: Pace | None = None
     side: bool = False
     due_ns: int = 0
-    begun_ns: int = 0  # when it was last done
+    begun_ns: int = 0  # when it was last begun
+    told_ns: int = 0  # when the last one that has ended was begun, also if it failed
     wanted_ns: int = 0  # set by other threads: do it once more after this instant
 
     @property
@@ -72,7 +73,6 @@ class Sampler:
         self._jobs: list[Job] = []
         self._unclosed: list[str] = []
         self._said: dict[str, tuple[str, int]] = {}
-        self._done: dict[str, int] = {}  # when each job was last begun, also where it failed
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._stopping = False
@@ -161,7 +161,7 @@ class Sampler:
             failed = True
             self._failed(job.name, failure_code(error), str(error) or type(error).__name__)
         ended = self._clock()
-        self._done[f"{job.name}{' side' if job.side else ''}"] = began
+        job.told_ns = began
         self.busy_ns += ended - began
         if job.pace is not None:
             series = self.trace.counters.get(job.name)
@@ -243,7 +243,7 @@ class Sampler:
         if sides:
             self._wake.set()
             with self._changed:
-                self._changed.wait_for(lambda: all(self._done.get(f"{j.name} side", 0) > began for j in sides), 0.05)
+                self._changed.wait_for(lambda: all(job.told_ns > began for job in sides), 0.05)
 
     def _longest_wait_s(self) -> float:
         """A period of the slowest counter that steps, and an interval or two of reading."""
@@ -257,7 +257,7 @@ class Sampler:
         return all(self._told(job, t_ns) for job in self._jobs if not job.side)
 
     def _told(self, job: Job, t_ns: int) -> bool:
-        began = self._done.get(job.name, 0)
+        began = job.told_ns
         if self._said.get(job.name, ("", 0))[1] >= began > 0:
             return began >= t_ns  # it fails: there is nothing to wait for
         if job.pace is None:

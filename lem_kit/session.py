@@ -34,7 +34,7 @@ from . import warmup as warmup_policy
 from .backends import Backend
 from .curve import energy_between
 from .energy import EnergySource, describe, open_sources, remarks
-from .errors import LemError, nearest
+from .errors import LemError
 from .measurement import Completion, Energy, Kind, Measurement, Repeat, Request, Status, jsonable
 from .sampler import Sampler
 from .trace import Trace
@@ -74,8 +74,8 @@ class Window:
         self.facts: dict[str, Any] = {}  # further fields of the Measurement
         self._session = session
         self._measurement: Measurement | None = None
-        self._before: tuple[validity.Surroundings, int, int] | None = None
-        self._after: validity.Surroundings | None = None
+        self._before = self._after = validity.surroundings()
+        self._meter_ns = (session._sampler.busy_ns, session._sampler.cpu_ns)
 
     @contextlib.contextmanager
     def repeat(self) -> Iterator[Span]:
@@ -167,7 +167,6 @@ class Session:
             raise LemError(f"A window's label is a text that is not empty: got {label!r}.")
         window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable(config or {}))
         token = _innermost.set(window)
-        window._before = (validity.surroundings(), self._sampler.busy_ns, self._sampler.cpu_ns)
         window.span.t0_ns = self.instant()
         try:
             yield window
@@ -201,7 +200,7 @@ class Session:
         """
         if not 0 < seconds <= 86_400:
             raise LemError(f"idle() takes a number of seconds above 0: got {seconds}.")
-        kind = _idle_kind(kind)
+        kind = baseline.kind_now(kind)
         with self.window(label, kind="idle", config={"seconds": seconds, "baseline": kind}) as window:
             threading.Event().wait(seconds)
         self.baselines[kind] = baseline.of(window.measurement)
@@ -330,15 +329,11 @@ class Session:
             reasons += remarks(source)
         reasons += validity.of_gauges(trace, window.span.t0_ns, t1_ns)
         seconds = (t1_ns - window.span.t0_ns) / 1e9
-        meter = {}
-        if window._before is not None:
-            before, busy_ns, cpu_ns = window._before
-            codes = validity.between(before, window._after or validity.surroundings(), seconds)
-            shared = any(domain.scope in ("cpu", "dram") and domain.method != "model" for domain in trace.domains.values())
-            reasons += [code for code in codes if code != "host_shared" or shared]
-            if seconds > 0:
-                meter["call_share"] = (self._sampler.busy_ns - busy_ns) / 1e9 / seconds
-                meter["cpu_share"] = (self._sampler.cpu_ns - cpu_ns) / 1e9 / seconds
+        shared = any(domain.scope in ("cpu", "dram") and domain.method != "model" for domain in trace.domains.values())
+        codes = validity.between(window._before, window._after, seconds)
+        reasons += [code for code in codes if code != "host_shared" or shared]
+        spent_ns = (self._sampler.busy_ns - window._meter_ns[0], self._sampler.cpu_ns - window._meter_ns[1])
+        meter = {name: ns / 1e9 / seconds for name, ns in zip(("call_share", "cpu_share"), spent_ns)} if seconds > 0 else {}
         measurement = Measurement(
             run_id=window.run_id,
             kind=window.kind,
@@ -399,22 +394,3 @@ def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:
         source, _, name = key.partition(":")
         found[key] = Energy(source, name, domain.method, domain.scope, *energy_between(trace, key, t0_ns, t1_ns))
     return validity.compared(found)
-
-
-def _idle_kind(asked: str | None) -> str:
-    """What kind of idle this process is in; LemError where that is not what was asked for and cannot be made so."""
-    if asked is not None and asked not in baseline.KINDS:
-        raise LemError(f"idle() knows no kind '{asked}': {nearest(asked, baseline.KINDS)}")
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    running = cuda is not None and cuda.is_initialized()
-    holding = running and cuda is not None and cuda.memory_allocated() > 0
-    if asked == "bare" and running:
-        raise LemError("CUDA runs in this process already: measure idle(kind='bare') before the first use of the GPU.")
-    if asked == "context" and holding:
-        raise LemError("This process holds GPU memory: measure idle(kind='context') before a model is loaded.")
-    if asked == "context" and not running:
-        if cuda is None or not cuda.is_available():
-            raise LemError("idle(kind='context') needs torch, imported, with a GPU that it can use; kind='bare' does not.")
-        cuda.init()
-        cuda.synchronize()
-    return asked or ("engine" if holding else "context" if running else "bare")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from .measurement import Energy
+from .measurement import Energy, both_figures
 from .trace import Trace
 
 LARGEST_DRIFT_C = 3.0
@@ -88,14 +88,9 @@ def of_gauges(trace: Trace, t0_ns: int, t1_ns: int) -> list[str]:
 def compared(energy: Mapping[str, Energy]) -> dict[str, Energy]:
     """The energies with "sources_disagree" where counter and integrated power of one device do not fit within intervals."""
     found = dict(energy)
-    for integral in energy.values():
-        counter = energy.get(f"{integral.source.removesuffix('_power')}:{integral.domain}")
-        if integral.method != "integral" or counter is None or counter is integral:
-            continue
-        if integral.joules is None or counter.joules is None:
-            continue
+    for counter, integral, counter_j, integral_j in both_figures(energy):
         allowed = (integral.uncertainty_j or 0.0) + (counter.uncertainty_j or 0.0)
-        if abs(integral.joules - counter.joules) > allowed:
+        if abs(integral_j - counter_j) > allowed:
             for one in (integral, counter):
                 found[one.key] = replace(one, reasons=(*one.reasons, "sources_disagree"))
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lem_kit import baseline, metrics
+from lem_kit.jupyter import card
 from lem_kit.measurement import REASONS, Energy, Measurement, Repeat
 from lem_kit.statistics import student_t
 from lem_kit.trace import Domain, Series, Trace
@@ -58,7 +59,7 @@ def test_a_baseline_is_mean_power_with_the_spread_between_its_seconds() -> None:
     assert power["half_width"] == pytest.approx(math.hypot(spread, 0.4 / 4), rel=0.01)
     assert found["temperature_c"] == {"nvml:gpu0.temperature_c": 31.5}
     assert (found["kind"], found["run_id"], found["labels"]) == ("bare", "idle", {KEY: "H100 GPU-1"})
-    assert json.loads(json.dumps(found, allow_nan=False)) == found == baseline.of(found)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_a_domain_that_is_not_known_is_in_no_baseline() -> None:
@@ -114,7 +115,7 @@ def test_a_baseline_that_does_not_know_all_of_the_gross_figure_gives_no_net() ->
 
 
 def codes(m: Measurement, found: Measurement) -> list[str]:
-    given = baseline.reasons(m, baseline.of(found))
+    given = metrics.net_energy_doubts(m, found)
     assert set(given) <= set(REASONS)
     return given
 
@@ -137,6 +138,17 @@ def test_a_domain_outside_the_total_does_not_make_a_baseline_unsteady() -> None:
     found["power_w"]["codecarbon:cpu"] = {"watts": 5.0, "half_width": 5.0}
     m = work()
     with_model = dataclasses.replace(
-        m, energy={**m.energy, "codecarbon:cpu": Energy("codecarbon", "cpu", "model", "cpu", 5.0, 5.0, ("modelled",))}
+        m,
+        baselines={"bare": found},
+        energy={**m.energy, "codecarbon:cpu": Energy("codecarbon", "cpu", "model", "cpu", 5.0, 5.0, ("modelled",))},
     )
-    assert baseline.reasons(with_model, found) == []
+    assert metrics.net_energy_j(with_model) is not None and metrics.net_energy_doubts(with_model) == []
+
+
+def test_a_doubted_baseline_says_so_where_its_figure_is_read() -> None:
+    doubted = work(baselines={"bare": baseline.of(idle([60.0, 60.0], label="H100 GPU-2"))})
+    assert metrics.summary(doubted)["net_energy_doubts"] == "baseline_stale"
+    assert REASONS["baseline_stale"] in card.text(doubted)
+    trusted = work(baselines={"bare": baseline.of(idle([60.0, 60.0]))})
+    assert metrics.summary(trusted)["net_energy_doubts"] == "" and "baseline_stale" not in card.text(trusted)
+    assert metrics.summary(work())["net_energy_doubts"] is None

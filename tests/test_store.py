@@ -40,7 +40,10 @@ def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
         completions=(Completion(0, 1, 9, ((4, 1), (9, 1)), 3, "engine"), Completion(0, 1, 9, (), None, error="oh")),
         config={"batch_size": 1, "list": [1, None, "x"]}, backend={"engine": "fake", "model": {"name": "fake"}},
         unavailable={"rapl": "no"}, environment={"lem_kit": "0"}, reasons=("few_requests",), trace=trace,
-        baselines={"bare": {"kind": "bare", "power_w": {"nvml:gpu0": {"watts": 50.5, "half_width": 0.5}}}},
+        baselines={"bare": {
+            "kind": "bare", "run_id": "r0", "started_at": "2026-11-20T10:00:00+00:00", "temperature_c": {}, "labels": {},
+            "power_w": {"nvml:gpu0": {"watts": 50.5, "half_width": 0.5}},
+        }},
         meter={"call_share": 0.03, "cpu_share": 0.01},
     )  # fmt: skip
 

@@ -89,7 +89,9 @@ def _energy_text(e: Energy) -> str:
 def _notes(m: Measurement) -> list[str]:
     against = metrics.verdict(m)
     verdict = [f"NOT VALID: {', '.join(against)}"] if against else []
-    return verdict + [f"{code}: {REASONS.get(code, 'no description')}" for code in metrics.reasons(m)] + _gain_note(m)
+    codes = metrics.reasons(m) + metrics.net_energy_doubts(m)
+    told = [f"{code}: {REASONS.get(code, 'no description')}" for code in codes]
+    return verdict + told + _gain_note(m)
 
 
 def _powers(m: Measurement) -> list[float]:

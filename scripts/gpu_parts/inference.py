@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lem_kit as lem
-from lem_kit import baseline, metrics
+from lem_kit import metrics
 
 from . import figures
 from .check import Check
@@ -128,9 +128,8 @@ def row_of(m: Any, **first: Any) -> dict[str, Any]:
     found = optional("flops", "summary", m) or {}
     row["MFU"], row["bandwidth share"] = found.get("mfu"), found.get("bandwidth_share")
     row |= split(m)
-    best = baseline.chosen(m)
-    doubts = baseline.reasons(m, best) if best else []
-    return row | {"verdict": ", ".join(metrics.verdict(m)) or "valid", "reasons": ", ".join([*metrics.reasons(m), *doubts])}
+    codes = metrics.reasons(m) + metrics.net_energy_doubts(m)
+    return row | {"verdict": ", ".join(metrics.verdict(m)) or "valid", "reasons": ", ".join(codes)}
 
 
 def optional(module: str, name: str, *args: Any) -> Any:
