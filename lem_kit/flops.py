@@ -3,7 +3,7 @@
 The one idea: what the model needs (matrix products, weights, keys and values) is known from its shape; what it got done per
 second is that over measured time, whatever the engine did besides. How the FLOPs were found goes with them:
 
-    counted       by torch's FlopCounterMode, on the loaded model (`counted`; for a run, pass it to `mfu`)
+    counted       by torch's FlopCounterMode, on the loaded model (`counted`), and given to the run as config["counted_flop"]
     architecture  from the shape of a Llama-like decoder: grouped-query attention and a gated MLP of three matrices
     parameters    2 x parameters x tokens: no attention, and every parameter is taken to work on every token
 
@@ -16,10 +16,12 @@ Not covered: quantised weights (None), sliding windows (their attention is count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from . import metrics
+from .backends import backend_names, needs
 from .errors import LemError, nearest
 from .measurement import Completion, Measurement
 
@@ -103,7 +105,8 @@ def counted(model: Any, prompt_tokens: int, output_tokens: int, batch: int = 1) 
 
 
 def of_run(m: Measurement) -> Count | None:
-    """FLOPs that the model needed for every request that gave tokens; None if model or prompt lengths are unknown.
+    """FLOPs that the model needed for every request that gave tokens; None if model or prompt lengths are unknown. A count
+    that went with the run, as config={"counted_flop": ...} of all its repeats, comes first.
 
         n          = prompt - cached + output - 1       tokens put through the layers (the last one is not)
         request    = 2 n W + 2 output V + 4 L H d (S(prompt + output - 1) - S(cached))        S(k) = k (k + 1) / 2
@@ -112,6 +115,8 @@ def of_run(m: Measurement) -> Count | None:
 
     Causal: a token attends to itself and to those before it. Tokens that the engine took from a cache cost nothing.
     """
+    if m.config.get("counted_flop"):
+        return Count(float(m.config["counted_flop"]), "counted")
     model, done = _model(m), _worked(m)
     if done is None:
         return None
@@ -184,16 +189,28 @@ def of_decode(m: Measurement) -> Traffic | None:
     """
     model, done = _model(m), _worked(m)
     size = BYTES.get(str(model.get("dtype")))
-    if done is None or size is None or model.get("quantization") or not all(model.get(f) for f in SHAPE[:3]):
+    if done is None or size is None or metrics.quantization(m) or not all(model.get(f) for f in SHAPE[:3]):
         return None
     matrices = _matrices(model)
     weights = sum(matrices) if matrices else model.get("parameters")
     gaps = [(a[0], b[0]) for c in done for a, b in zip(c.events, c.events[1:])]
     if not gaps or not weights:
         return None
-    entries = 2 * model["layers"] * (model.get("kv_heads") or model["heads"]) * _head_size(model)
+    entries = _entries_per_token(model)
     read = _disjoint(gaps) * weights + entries * sum(_contexts(done))
     return Traffic(float(read * size), _covered_ns(gaps) / 1e9, "architecture" if matrices else "parameters")
+
+
+def kv_bytes_per_token(m: Measurement) -> int | None:
+    """Bytes of keys and values that each token of context takes, 2 L H_kv d * bytes per entry, in the model's dtype; None if
+    the shape or its dtype is unknown. An engine that keeps them in another dtype takes other bytes."""
+    model = _model(m)
+    size = BYTES.get(str(model.get("dtype")))
+    return _entries_per_token(model) * size if size and all(model.get(f) for f in SHAPE[:3]) else None
+
+
+def _entries_per_token(model: Mapping[str, Any]) -> int:
+    return int(2 * model["layers"] * (model.get("kv_heads") or model["heads"]) * _head_size(model))
 
 
 def _contexts(done: Iterable[Completion]) -> Iterable[int]:
@@ -244,8 +261,8 @@ def mfu(m: Measurement, count: Count | None = None, dtype: str | None = None) ->
     """
     if dtype is not None and dtype not in DTYPES:
         raise LemError(f"There is no peak for dtype '{dtype}': {nearest(dtype, DTYPES)}")
-    count, boards, model = count or of_run(m), _boards(m), _model(m)
-    dtype = dtype or (None if model.get("quantization") else str(model.get("dtype")))
+    count, boards = count or of_run(m), _boards(m)
+    dtype = dtype or (None if metrics.quantization(m) else str(_model(m).get("dtype")))
     peaks = [getattr(p, dtype) if p and dtype in DTYPES else None for p in map(peak, boards)]
     if count is None or not peaks or None in peaks or metrics.measured_s(m) <= 0:
         return None
@@ -269,7 +286,8 @@ def _share(achieved: float, ceiling: float, method: str, boards: list[str]) -> S
 def _boards(m: Measurement) -> list[str]:
     """Names of the GPUs that hold the model; empty where that is not certain, for the share would be of the wrong whole.
 
-    An engine that says where its weights lie must have them on GPUs alone; one that does not, must have a single GPU.
+    An engine that says where its weights lie must have them on GPUs alone. One that does not, must say over how many it
+    spread the model, or have a single GPU.
     """
     effective = (m.backend or {}).get("effective") or {}
     gpus: Mapping[str, Any] = {}
@@ -280,26 +298,50 @@ def _boards(m: Measurement) -> list[str]:
     if any("MIG" in m.trace.domains[key].label for key in gpus if key in m.trace.domains):
         return []
     names = [str(name) for name in gpus.values()]
-    places, device = effective.get("weight_bytes"), effective.get("device")
+    places = effective.get("weight_bytes")
+    parts = [effective, *(part for part in effective.values() if isinstance(part, Mapping))]
+    device = next((part[key] for part in parts for key in ("device", "device_type") if part.get(key)), None)
     if not all(str(place).startswith("cuda") for place in places or [device or "cuda"]):
         return []
-    if not places:
-        return names if len(names) == 1 else []
-    if len(places) > len(names):
+    count = len(places) if places else _spread(m) or (1 if len(names) == 1 else 0)
+    if count > len(names):
         return []
-    return names[: len(places)] if len(places) == len(names) or len(set(names)) == 1 else []
+    return names[:count] if count == len(names) or len(set(names)) == 1 else []
+
+
+def _spread(m: Measurement) -> int | None:
+    """Over how many GPUs the engine says that it spread the model, by the arguments that do (`backends.Needs.parallel`).
+    None where it does not, or has further ways of its own in use."""
+    name = (m.backend or {}).get("engine")
+    ways = needs(name).parallel if name in backend_names() else ()
+    effective = (m.backend or {}).get("effective") or {}
+    parts = [part for part in effective.values() if isinstance(part, Mapping)]
+    told = {key: value for part in (*parts, effective) for key, value in part.items() if isinstance(value, int)}
+    other = any(value > 1 for key, value in told.items() if key.endswith("_parallel_size") and key not in ways)
+    sizes = [told[way] for way in ways if way in told]
+    return None if other or not sizes else math.prod(sizes)
 
 
 def summary(m: Measurement) -> dict[str, Any]:
     """What this module says of a run, flat, for a row of `lem_kit.frame`. Unknown is None."""
     count, traffic, compute, memory = of_run(m), of_decode(m), mfu(m), bandwidth_share(m)
+    weights = ((m.backend or {}).get("effective") or {}).get("weight_bytes")
     return {
         "flop": count.flop if count else None,
         "flop_method": count.method if count else None,
         "flop_per_s": count.flop / metrics.measured_s(m) if count and metrics.measured_s(m) > 0 else None,
         "peak_flop_per_s": compute.ceiling if compute else None,
         "mfu": compute.value if compute else None,
+        "peak_source": _sources(compute or memory),
         "decode_bytes_per_s": traffic.read_bytes / traffic.seconds if traffic and traffic.seconds > 0 else None,
         "peak_bytes_per_s": memory.ceiling if memory else None,
         "bandwidth_share": memory.value if memory else None,
+        "weight_bytes": sum(weights.values()) if weights else None,
+        "kv_bytes_per_token": kv_bytes_per_token(m),
     }
+
+
+def _sources(share: Share | None) -> str | None:
+    """Where the ceilings of these GPUs come from."""
+    peaks = map(peak, share.gpus) if share else ()
+    return ", ".join(dict.fromkeys(p.source for p in peaks if p)) or None

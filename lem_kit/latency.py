@@ -55,9 +55,21 @@ def ntpot_s(c: Completion) -> float | None:
 
 
 def decode_s(c: Completion) -> float | None:
-    """Decode latency, s: last event - first event. What comes before is `ttft_s`: hand-over, queue and prefill, which no
-    event tells apart; where nothing queues it is the prefill."""
+    """Decode latency, s: last event - first event. What comes before is `ttft_s`: hand-over, `queue_s` and `prefill_s`."""
     return (c.events[-1][0] - c.events[0][0]) / 1e9 if c.events else None
+
+
+def queue_s(c: Completion) -> float | None:
+    """Time in the engine's queue, s: scheduled - queued, both on the engine's clock. None where the engine does not tell."""
+    return None if c.queued_ns is None or c.scheduled_ns is None else (c.scheduled_ns - c.queued_ns) / 1e9
+
+
+def prefill_s(c: Completion) -> float | None:
+    """Prefill latency, s: first event - scheduled. None where the engine does not tell when it scheduled the request, or
+    where the two instants are of different clocks."""
+    if c.scheduled_ns is None or not c.events or c.timing_source != "engine":
+        return None
+    return (c.events[0][0] - c.scheduled_ns) / 1e9
 
 
 def schedule_delay_s(c: Completion) -> float:

@@ -22,7 +22,8 @@ from .trace import Trace
 # History of the record's schema. A reader accepts its own version and those listed as readable below it.
 #   1  first version
 #   2  calls are timed, failures have a code, periods of counters, baselines, the meter's own share
-SCHEMA_VERSION = 2
+#   3  the engine's own instants of a request and its preemptions; what the engine counted. 2 can be read
+SCHEMA_VERSION = 3
 
 Method = Literal["counter", "integral", "model"]
 Kind = Literal["window", "idle", "run"]
@@ -118,7 +119,9 @@ class TokenEvent:
 
     Stamps itself on creation, in whatever thread that happens, unless the engine has a clock of its own and passes
     `t_ns` with `timing_source="engine"`. `index` counts within the sequence given to one `Backend.generate` call.
-    The first event of a request may carry `prompt_tokens` (and `cached_tokens`), its last one `finish_reason`.
+    The first event of a request may carry `prompt_tokens` (and `cached_tokens`), its last one `finish_reason`. An engine
+    that tells when it took a request into its queue and when it first gave it a place in its batch passes `queued_ns` and
+    `scheduled_ns`; `preemptions` is how often it took that place away again, with the last event.
     `n_tokens` may be 0 for an event that only carries such facts.
     """
 
@@ -129,6 +132,9 @@ class TokenEvent:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     finish_reason: str | None = None
+    queued_ns: int | None = None
+    scheduled_ns: int | None = None
+    preemptions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class Completion:
     """What happened to one request. `events` are its (t_ns, n_tokens) in order; n_tokens > 0 in each.
 
     `sched_ns` is when the arrival plan wanted it sent, `dispatch_ns` when it was handed to the engine, `done_ns` when the
-    engine had nothing more for it. `error` is a sentence, and then the completion is a miss in every metric that counts.
+    engine had nothing more for it. `queued_ns`, `scheduled_ns` and `preemptions` are the engine's own (`TokenEvent`), None
+    where it does not tell. `error` is a sentence, and then the completion is a miss in every metric that counts.
     """
 
     sched_ns: int
@@ -149,6 +156,14 @@ class Completion:
     finish_reason: str | None = None
     error: str | None = None
     repeat: int = 0
+    queued_ns: int | None = None
+    scheduled_ns: int | None = None
+    preemptions: int | None = None
+
+    @property
+    def prefill_ns(self) -> int:
+        """When prefill began, as far as is known: when the engine scheduled the request, else when it was handed over."""
+        return self.dispatch_ns if self.scheduled_ns is None else self.scheduled_ns
 
     @property
     def output_tokens(self) -> int:
@@ -221,6 +236,7 @@ class Measurement:
     `energy` is keyed "source:domain" and covers the whole window, gaps between `repeats` included; figures per repeat come
     from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
     reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
+    `counters` is what the engine counted in the window (`backends.COUNTERS`).
     `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `loop_lag_s` is the longest that the loop that sends
     requests was seen held up. `reasons` are codes of `REASONS` that touch the whole record. `baselines` holds the idle
     baselines of the session by kind (`baseline.of`), `meter` what reading cost: "call_share" and "cpu_share" of the window.
@@ -242,6 +258,7 @@ class Measurement:
     error: Mapping[str, str] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     backend: Mapping[str, Any] | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, Any] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

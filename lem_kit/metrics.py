@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import baseline as baselines
+from .backends import COUNTERS
 from .latency import (  # noqa: F401 (users find them here)
     decode_s,
     dispatch_lag_s,
@@ -25,6 +26,8 @@ from .latency import (  # noqa: F401 (users find them here)
     mean,
     ntpot_s,
     percentile,
+    prefill_s,
+    queue_s,
     schedule_delay_s,
     tpot_s,
     ttft_s,
@@ -288,9 +291,61 @@ def peak_power_w(m: Measurement) -> dict[str, float]:
     Never summed: peaks of several domains are of different instants. Only as fine as the sampling interval, and as the
     sensor's own averaging window.
     """
-    gauges = {key.removesuffix(".power_w"): s for key, s in m.trace.gauges.items() if key.endswith(".power_w")}
+    return {key: max(watts) for key, watts in _gauge(m, "power_w").items()}
+
+
+def _gauge(m: Measurement, quantity: str) -> dict[str, Sequence[float]]:
+    """What the gauges of that quantity showed in the window, keyed "source:domain"; without those that showed nothing."""
+    gauges = {key.removesuffix(f".{quantity}"): s for key, s in m.trace.gauges.items() if key.endswith(f".{quantity}")}
     inside = {key: series.between(m.t0_ns, m.t1_ns).value for key, series in gauges.items()}
-    return {key: max(found) for key, found in inside.items() if found}
+    return {key: found for key, found in inside.items() if found}
+
+
+# --- the hardware's side ----------------------------------------------------------------------------------------------
+
+
+def gpu_utilization(m: Measurement) -> dict[str, float]:
+    """Share of the time in which a kernel ran on each GPU, mean of what its driver told in the window, keyed "source:domain"
+    (NVML: utilization.gpu). It says nothing of how much of the GPU the kernels used: that is `flops.mfu`."""
+    return {key: mean(list(shares)) or 0.0 for key, shares in _gauge(m, "sm_utilization").items()}
+
+
+def peak_memory_used_bytes(m: Measurement) -> dict[str, float]:
+    """Most memory of each GPU that was in use at a reading in the window, of all processes together, keyed "source:domain".
+    Engines that fill a GPU with their cache show its size here; what they needed of it is `kv_cache_used_max`."""
+    return {key: max(used) for key, used in _gauge(m, "memory_used_bytes").items()}
+
+
+def precision(m: Measurement) -> str | None:
+    """The number format of the model as loaded, with its quantisation: "bfloat16", "float16, bitsandbytes 4 bit". None where
+    the engine does not tell."""
+    model = (m.backend or {}).get("model") or {}
+    parts = [str(part) for part in (model.get("dtype"), quantization(m)) if part]
+    return ", ".join(parts) or None
+
+
+def quantization(m: Measurement) -> str | None:
+    """The quantisation in force in a few words, its method and the bits where they are told: that of the model as loaded, or
+    else one that the engine was asked to make of it. None where there is none, or the engine does not tell."""
+    model, effective = ((m.backend or {}).get(part) or {} for part in ("model", "effective"))
+    parts = [effective, *(part for part in effective.values() if isinstance(part, Mapping))]
+    asked = [part.get(name) for name in ("quantization", "quant_config") for part in parts]
+    told = model.get("quantization")
+    unnamed = "quantised" if told and not any(name in told for name in _QUANTIZERS) else None
+    return _quantization(told) or unnamed or next((words for words in map(_quantization, asked) if words), None)
+
+
+_QUANTIZERS = ("quant_method", "quant_algo", "quant_type")  # may be there and None, for weights that are not quantised
+
+
+def _quantization(told: Any) -> str | None:
+    if not isinstance(told, Mapping):
+        return str(told) if told else None
+    method = next((told[key] for key in _QUANTIZERS if told.get(key)), None)
+    bits = next((told[key] for key in ("bits", "num_bits", "weight_bits") if told.get(key)), None)
+    bits = bits or next((n for n in (4, 8) if told.get(f"load_in_{n}bit")), None)
+    words = [str(getattr(method, "value", method)) if method else "", f"{bits} bit" if bits else ""]
+    return " ".join(word for word in words if word) or None
 
 
 def quantity(value: float, half_width: float | None, unit: str) -> str:
@@ -306,6 +361,12 @@ def quantity(value: float, half_width: float | None, unit: str) -> str:
 # --- a row ------------------------------------------------------------------------------------------------------------
 
 
+def preemptions(m: Measurement) -> int | None:
+    """How often the engine took a request out of its running batch to make room. None where it does not tell."""
+    told = [c.preemptions for c in m.completions if c.preemptions is not None]
+    return sum(told) if told else None
+
+
 def summary(m: Measurement) -> dict[str, Any]:
     """One flat row of everything above: the row of `lem.frame`. Unknown is None."""
     row: dict[str, Any] = {
@@ -318,6 +379,8 @@ def summary(m: Measurement) -> dict[str, Any]:
         "repeats": len(m.repeats),
         "backend": (m.backend or {}).get("engine"),
         "model": ((m.backend or {}).get("model") or {}).get("name"),
+        "dtype": ((m.backend or {}).get("model") or {}).get("dtype"),
+        "quantization": quantization(m),
         "requests": len(m.completions) or None,
         "completed_requests": completed_requests(m),
         "input_tokens": input_tokens(m),
@@ -326,10 +389,14 @@ def summary(m: Measurement) -> dict[str, Any]:
         "requests_per_s": requests_per_s(m),
         "planned_requests_per_s": planned_requests_per_s(m),
         "achieved_requests_per_s": achieved_requests_per_s(m),
+        "preemptions": preemptions(m),
         "loop_lag_s": m.loop_lag_s,
+        **dict.fromkeys(COUNTERS),
+        **m.counters,
     }
     latencies: dict[str, Callable[[Completion], Any]] = {
         "ttft_s": ttft_s, "itl_s": itl_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "decode_s": decode_s,
+        "queue_s": queue_s, "prefill_s": prefill_s,
         "schedule_delay_s": schedule_delay_s, "ttft_sched_s": ttft_sched_s, "e2e_sched_s": e2e_sched_s,
     }  # fmt: skip
     for name, metric in latencies.items():
@@ -357,6 +424,8 @@ def summary(m: Measurement) -> dict[str, Any]:
     row["energy_keys"] = ", ".join(total.keys) if total else None
     row["energy_scopes"] = ", ".join(total.scopes) if total else None
     row |= {f"peak_power_w.{key}": watts for key, watts in peak_power_w(m).items()}
+    row |= {f"gpu_utilization.{key}": share for key, share in gpu_utilization(m).items()}
+    row |= {f"peak_memory_used_bytes.{key}": used for key, used in peak_memory_used_bytes(m).items()}
     net = net_energy_j(m)
     row["net_energy_j"] = net.value if net else None
     row["net_energy_j_half_width"] = net.half_width if net else None

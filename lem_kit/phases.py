@@ -7,8 +7,9 @@ energy that the meter cannot tell apart is not told: None, with the code that sa
     idle to drain     `loads`: windows of one run, each by `curve.energy_between`
     of each request   `per_request` (`attribution`)
 
-Prefill is dispatch to first event: where requests queue in the engine, the queue is in it. Not covered: what the engine did
-inside a step that holds prompts and decoding requests; only its own log could tell.
+Prefill begins when the engine schedules a request, where it tells (`Completion.prefill_ns`); else at dispatch, and then a
+queue in the engine is in it. Not covered: what the engine did inside a step that holds prompts and decoding requests, and
+the time for which it had taken a request out of its batch; only its own log could tell.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def split(m: Measurement) -> Split | None:
     if courses is None or len(known) < len(parts):
         return None
     mixed_j = sum(part[shaping.MIXED] for part, _ in known)
+    begin = "dispatch" if any(c.scheduled_ns is None for c in m.completions) else "schedule"
     phases = []
     for state in (shaping.PREFILL, shaping.DECODE):
         shared = [q if state == shaping.PREFILL else part[shaping.MIXED] - q for part, q in known]
@@ -88,7 +90,7 @@ def split(m: Measurement) -> Split | None:
         halves.append(student_t(n - 1) * stdev(each) * math.sqrt(n) if n > 1 else 0.0)
         halves.append(sum(each) * _own_share(m, total))
         bound = max(sum(shared), mixed_j - sum(shared))
-        method = _method(courses, state, mixed_j / total.value)
+        method = _method(courses, state, begin, mixed_j / total.value)
         phases.append(_phase(m, total, sum(each), math.hypot(*halves), bound, method))
     return Split(phases[0], phases[1], mixed_j, sum(part[shaping.NOTHING] for part, _ in known))
 
@@ -140,10 +142,10 @@ def _phase(m: Measurement, total: Figure, value: float, noise: float, bound: flo
     return Phase(total._replace(value=value, half_width=math.hypot(noise + bound, model)), (), method)
 
 
-def _method(courses: Sequence[shaping.Shaped], state: int, mixed: float) -> str:
+def _method(courses: Sequence[shaping.Shaped], state: int, begin: str, mixed: float) -> str:
     pieces = sum(int((course.seconds[:, state] > 0).sum()) for course in courses)
     divided = sum(int((course.several & (course.seconds[:, state] > 0)).sum()) for course in courses)
-    span = "dispatch to first event" if state == shaping.PREFILL else "first to last event"
+    span = f"{begin} to first event" if state == shaping.PREFILL else "first to last event"
     return (
         f"{span}, in {pieces} pieces that the meter resolves; {divided} of them hold another state, too, and are divided by "
         f"fitted powers; {mixed:.0%} of the energy is of mixed instants and shared by tokens"

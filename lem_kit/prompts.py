@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ def synthetic(
         )
         for _ in range(count)
     ]
+
+
+def asking(requests: Iterable[Request], options: Mapping[str, Any]) -> list[Request]:
+    """The same requests with further options of the engine's sampling call, whatever their names: an option may be called
+    as a parameter of the functions here is, `seed` for one."""
+    return [dataclasses.replace(r, options={**r.options, **options}) for r in requests]
 
 
 def texts(prompts: Iterable[str], max_new_tokens: int = 64, fixed_length: bool = False, **options: Any) -> list[Request]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import metrics
+from . import flops, metrics
 from .curve import mean_power_w
 from .measurement import REASONS, Measurement
 
@@ -69,6 +69,38 @@ def _ms(m: Measurement, metric: Any) -> str:
 
 def _number(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def hardware_table(runs: Sequence[Measurement]) -> pd.DataFrame:
+    """What each run got out of the hardware: FLOP/s and bytes/s beside the ceilings that they are shares of, and memory."""
+    import pandas as pd
+
+    rows = []
+    for name, m in zip(names(runs), runs):
+        found, counters = flops.summary(m), m.counters
+        rows.append(
+            {
+                "run": name,
+                "precision": metrics.precision(m) or ABSENT,
+                "TFLOP/s": _scaled(found["flop_per_s"], 1e-12),
+                "FLOPs from": found["flop_method"] or ABSENT,
+                "peak TFLOP/s": _scaled(found["peak_flop_per_s"], 1e-12),
+                "MFU, %": _scaled(found["mfu"], 100),
+                "decode GB/s": _scaled(found["decode_bytes_per_s"], 1e-9),
+                "peak GB/s": _scaled(found["peak_bytes_per_s"], 1e-9),
+                "bandwidth, %": _scaled(found["bandwidth_share"], 100),
+                "peaks from": found["peak_source"] or ABSENT,
+                "weights, GB": _scaled(found["weight_bytes"], 1e-9),
+                "peak memory, GB": _scaled(counters.get("peak_memory_bytes"), 1e-9),
+                "KV cache used, %": _scaled(counters.get("kv_cache_used_max"), 100),
+                "running batch": _number(counters.get("batch_requests_mean")),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _scaled(value: float | None, factor: float) -> str:
+    return _number(None if value is None else value * factor)
 
 
 def energy_table(runs: Sequence[Measurement]) -> pd.DataFrame:

@@ -37,7 +37,7 @@ from .energy import EnergySource, describe, open_sources, remarks
 from .errors import LemError
 from .measurement import Completion, Energy, Kind, Measurement, Repeat, Request, Status, jsonable
 from .sampler import Sampler
-from .trace import Trace
+from .trace import Series, Trace
 
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
 BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
@@ -72,6 +72,7 @@ class Window:
         self.status: Status = "ok"
         self.reasons: list[str] = []
         self.facts: dict[str, Any] = {}  # further fields of the Measurement
+        self.gauges: dict[str, Series] = {}  # of the trace, besides what the sampler read
         self._session = session
         self._measurement: Measurement | None = None
         self._before = self._after = validity.surroundings()
@@ -242,7 +243,7 @@ class Session:
         }
         completions: list[Completion] = []
         lag = traffic.LoopLag()
-        with self.window(label, config=asked, run_id=run_id, kind="run") as window:
+        with self.window(label, config=asked, run_id=run_id, kind="run") as window, _listening(backend, window):
             window.facts.update(backend=jsonable(backend.describe()), warmup=tuple(warm))
             if doubt:
                 window.reasons.append(doubt)
@@ -317,6 +318,7 @@ class Session:
         self._waiting.remove(window)
         self._sampler.settle(t1_ns)
         trace = self._sampler.slice(window.span.t0_ns - BEFORE_NS, t1_ns + AFTER_NS)
+        trace.gauges.update(window.gauges)
         opened = {source.name: describe(source) for source in self._sampler.sources}
         reasons = list(window.reasons)
         if not opened:
@@ -385,6 +387,19 @@ class Session:
         missing = "".join(f"\n  {name}: not open: {reason}" for name, reason in self.unavailable.items())
         kept = f"saved in {self.folder}" if self.folder else "kept in memory"
         return f"Session: {', '.join(self.sources) or 'no source'}; {len(self.measurements)} measurements, {kept}{missing}"
+
+
+@contextlib.contextmanager
+def _listening(backend: Backend, window: Window) -> Iterator[None]:
+    """What the engine counts and logs during the block goes into the record, whatever ends the block."""
+    counters, steps = getattr(backend, "counters", dict), getattr(backend, "steps", dict)
+    counters(), steps()  # what they hold by now is of the warm-up
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # of an engine that died: what it did not tell must not hide what happened
+            window.facts["counters"] = jsonable(counters())
+            window.gauges.update({f"{backend.name}:engine.{name}": series for name, series in steps().items()})
 
 
 def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:

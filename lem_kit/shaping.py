@@ -86,30 +86,32 @@ class Shaped(NamedTuple):
 
 
 def edges(completions: Sequence[Completion]) -> tuple[Any, Any, Any]:
-    """Dispatch, first event and end of work of each request (ns). A request without an event has the last two at its end."""
+    """Begin of prefill (`Completion.prefill_ns`), first event and end of work of each request (ns). A request without an
+    event has the last two at its end."""
     import numpy as np
 
     first = [c.events[0][0] if c.events else c.done_ns for c in completions]
     last = [c.events[-1][0] if c.events and not c.error else c.done_ns for c in completions]
-    dispatch = [c.dispatch_ns for c in completions]
-    return np.array(dispatch, dtype=np.int64), np.array(first, dtype=np.int64), np.array(last, dtype=np.int64)
+    begin = [c.prefill_ns for c in completions]
+    return np.array(begin, dtype=np.int64), np.array(first, dtype=np.int64), np.array(last, dtype=np.int64)
 
 
 def states(completions: Sequence[Completion], t0_ns: int, t1_ns: int) -> States:
     """The state at every instant, and how the tokens/s of the two phases compare in mixed ones.
 
-    Rates are means: the prompt's uncached tokens over dispatch to first event, those of later events over first to last.
+    Rates are means: the prompt's uncached tokens over its prefill, from begin to first event (`edges`), those of later
+    events over first to last.
     While a prompt of unknown length is at work, requests are counted in their place. A request without an event, and one
     that failed after its last, may be in either phase: mixed, half and half.
     """
     import numpy as np
 
-    dispatch, first, last = edges(completions)
-    ended = np.array([c.events[-1][0] if c.events else c.dispatch_ns for c in completions], dtype=np.int64)
+    begin, first, last = edges(completions)
+    ended = np.array([c.events[-1][0] if c.events else c.prefill_ns for c in completions], dtype=np.int64)
     silent = np.array([not c.events for c in completions], dtype=bool)
     prompt = np.array([np.nan if c.prompt_tokens is None else c.prompt_tokens - (c.cached_tokens or 0) for c in completions])
     later = np.array([sum(n for _, n in c.events[1:]) for c in completions], dtype=float)
-    cuts = np.unique(np.concatenate([dispatch, first, last, ended, [t0_ns, t1_ns]]))
+    cuts = np.unique(np.concatenate([begin, first, last, ended, [t0_ns, t1_ns]]))
 
     def at_work(start: Any, end: Any, weight: Any = None) -> Any:
         i, j = np.searchsorted(cuts, start), np.searchsorted(cuts, np.maximum(end, start))
@@ -118,11 +120,11 @@ def states(completions: Sequence[Completion], t0_ns: int, t1_ns: int) -> States:
     def rate(tokens: Any, start: Any, end: Any) -> Any:
         return np.divide(np.nan_to_num(np.maximum(tokens, 1.0)), end - start, out=np.zeros(len(tokens)), where=end > start)
 
-    heard = np.where(silent, dispatch, first)
+    heard = np.where(silent, begin, first)
     unknown = at_work(ended, last)  # of requests that failed, or gave no event
-    prefills, decodes = at_work(dispatch, heard), at_work(first, ended)
-    countable = at_work(dispatch, heard, np.isnan(prompt).astype(float)) < 0.5
-    parts = (at_work(dispatch, heard, rate(prompt, dispatch, heard)), at_work(first, ended, rate(later, first, ended)))
+    prefills, decodes = at_work(begin, heard), at_work(first, ended)
+    countable = at_work(begin, heard, np.isnan(prompt).astype(float)) < 0.5
+    parts = (at_work(begin, heard, rate(prompt, begin, heard)), at_work(first, ended, rate(later, first, ended)))
     parts = tuple(np.where(countable, part, count) for part, count in zip(parts, (prefills, decodes)))
     code = np.where(prefills > 0, PREFILL, np.where(decodes > 0, DECODE, NOTHING))
     code = np.where(((prefills > 0) & (decodes > 0)) | (unknown > 0), MIXED, code)

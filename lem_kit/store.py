@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 # Record versions that `load` can read besides the present one.
-READABLE: tuple[int, ...] = ()
+READABLE: tuple[int, ...] = (2,)
 
 
 def check_run_id(run_id: str) -> None:

@@ -119,6 +119,9 @@ def _completion(
         timing_source=events[0].timing_source if events else "client",
         error=error,
         repeat=repeat,
+        queued_ns=known("queued_ns"),
+        scheduled_ns=known("scheduled_ns"),
+        preemptions=known("preemptions"),
     )
 
 

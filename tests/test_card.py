@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from array import array
@@ -10,7 +11,7 @@ import pytest
 
 from lem_kit import metrics
 from lem_kit.jupyter import card
-from lem_kit.measurement import Energy, Measurement
+from lem_kit.measurement import Completion, Energy, Measurement
 from lem_kit.trace import Domain, Series, Trace
 
 SECOND = 1_000_000_000
@@ -34,6 +35,29 @@ def test_the_text_says_joules_method_and_scope() -> None:
     assert any("1.235 ± 0.040 J" in line and "per output token" in line for line in lines)
     assert any("6.17 ± 0.20 W" in line for line in lines)
     assert any("▁" in line and "█" in line for line in lines)
+
+
+def test_the_model_and_what_it_got_out_of_the_hardware_are_shown_where_they_are_known() -> None:
+    model = {"name": "m", "dtype": "bfloat16", "quantization": None, "parameters": 8000}
+    facts = {"engine": "e", "model": model, "effective": {"weight_bytes": {"cuda:0": 16000}}}
+    m = dataclasses.replace(
+        shown(12.3),
+        backend=facts,
+        completions=(Completion(0, 0, SECOND, ((SECOND // 2, 1), (SECOND, 4)), 6),),
+        sources={"driver": {"gpus": {"gpu0": {"name": "NVIDIA H100 80GB HBM3"}}}},
+        config={"counted_flop": 2 * 989.4e10},
+        counters={"peak_memory_bytes": 12.34e9, "kv_cache_used_max": 0.25, "batch_requests_mean": 3.5},
+    )
+    text = card.text(m)
+    assert re.search(r"^  model +m, bfloat16$", text, re.M)
+    line = r"^  MFU +1 % \(9\.89 of 989\.4 TFLOP/s, 1 x NVIDIA H100 80GB HBM3; found from: counted\)$"
+    assert re.search(line, text, re.M), text
+    assert re.search(r"^  peak memory +12\.34 GB$", text, re.M) and re.search(
+        r"^  KV cache +25 % in use at most$", text, re.M
+    )
+    assert re.search(r"^  running batch +3\.5 requests on average$", text, re.M)
+    other = dataclasses.replace(m, sources={}, counters={}, backend={**facts, "model": {"name": "m", "dtype": None}})
+    assert not re.search(r"model|MFU|bandwidth|memory|cache|batch", card.text(other))
 
 
 def test_an_unknown_energy_is_words_and_the_reasons_follow() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_metrics import measured
 
 from lem_kit import flops
+from lem_kit.backends import Needs
 from lem_kit.errors import LemError
 from lem_kit.measurement import Completion, Measurement, Repeat
 from lem_kit.trace import Domain, Trace
@@ -106,6 +107,23 @@ def test_torch_counts_what_the_shape_says(llama: Any, prompt: int, output: int, 
     assert count.flop == pytest.approx(computed.flop + square, abs=angles)
 
 
+def test_a_count_that_went_with_the_run_comes_first() -> None:
+    one = done(5, [(1, 1), (2, 1), (3, 1)])
+    m = run(one, config={"counted_flop": 8e12})
+    assert flops.of_run(m) == (8e12, "counted")
+    share = flops.mfu(m)
+    assert share is not None and (share.achieved, share.method) == (2e12, "counted")
+    row = flops.summary(m)
+    assert (row["flop"], row["flop_method"], row["flop_per_s"]) == (8e12, "counted", 2e12)
+
+
+def test_keys_and_values_take_bytes_for_each_token() -> None:
+    assert flops.kv_bytes_per_token(run()) == 2 * 2 * 2 * 2 * 2  # keys and values, layers, heads, entries, bytes
+    assert flops.kv_bytes_per_token(run(model={**SHAPE, "dtype": "float32"})) == 64
+    assert flops.kv_bytes_per_token(run(model={**SHAPE, "layers": None})) is None
+    assert flops.kv_bytes_per_token(run(model={**SHAPE, "dtype": None})) is None
+
+
 def test_mfu_is_a_share_of_the_boards_in_use() -> None:
     one = done(5, [(1, 1), (2, 1), (3, 1)])
     flop = 2 * 7 * 1152 + 480 + 64 * 28
@@ -163,11 +181,35 @@ def test_no_ceiling_is_guessed(sources: dict[str, Any], effective: dict[str, Any
         assert compute.gpus == (H200,) * boards
 
 
+@pytest.mark.parametrize(
+    ("names", "effective", "boards"),
+    [
+        ((H200,), {"tp_size": 1, "pp_size": 1}, 1),
+        ((H200, H200), {"tp_size": 1, "pp_size": 1}, 1),
+        ((H200, H200), {"config": {"tp_size": 2, "pp_size": 1}}, 2),
+        ((H200,) * 4, {"config": {"tp_size": 2, "pp_size": 2}, "device_config": {"device_type": "cuda"}}, 4),
+        ((H200,) * 4, {"config": {"tp_size": 2, "data_parallel_size": 2}}, None),  # further ways, of unknown meaning
+        ((H200,), {"tp_size": 2}, None),
+        ((H200,), {"tp_size": 1, "device_config": {"device_type": "cpu"}}, None),
+        ((H200, H200), {"seed": 1}, None),
+    ],
+)
+def test_an_engine_may_say_over_how_many_boards_it_spread_the_model(
+    names: tuple[str, ...], effective: dict[str, Any], boards: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flops, "backend_names", lambda: ["e"])
+    monkeypatch.setattr(flops, "needs", lambda name: Needs(parallel=("tp_size", "pp_size")))
+    compute = flops.mfu(run(done(5, [(1, 1), (2, 1)]), sources=gpus(*names), effective=effective))
+    assert (compute and compute.gpus) == (None if boards is None else (H200,) * boards)
+
+
 def test_quantised_weights_and_divided_boards_have_no_share() -> None:
     one = done(5, [(1, 1), (2, 1)])
     assert flops.mfu(run(one, model={**SHAPE, "quantization": {"bits": 4}})) is None
     assert flops.of_decode(run(one, model={**SHAPE, "quantization": {"bits": 4}})) is None
     assert flops.mfu(run(one, model={**SHAPE, "quantization": {"w8a8": 1}}), dtype="float8") is not None
+    asked = {**ON_GPU, "model_config": {"quantization": "fp8"}}  # by the user, of a checkpoint that is not
+    assert flops.mfu(run(one, effective=asked)) is None and flops.of_decode(run(one, effective=asked)) is None
     assert flops.mfu(run(one, model={**SHAPE, "dtype": "float64"})) is None
     for label, known in (("H100 GPU-1", True), ("H100 GPU-1 (parent GPU, not this instance: MIG)", False)):
         trace = Trace(domains={"driver:gpu0": Domain("gpu", "counter", label=label)})
@@ -236,5 +278,6 @@ def test_a_row_has_the_same_columns_whatever_is_known() -> None:
     known, unknown = flops.summary(run(done(5, [(1, 1), (2, 1)]))), flops.summary(measured())
     assert list(known) == list(unknown) and set(unknown.values()) == {None} and None not in known.values()
     assert json.loads(json.dumps(known, allow_nan=False)) == known
+    assert (known["peak_source"], known["weight_bytes"]) == ("NVIDIA H100 datasheet", 2624)
     assert known["mfu"] == pytest.approx(known["flop_per_s"] / known["peak_flop_per_s"])
     assert known["bandwidth_share"] == pytest.approx(known["decode_bytes_per_s"] / known["peak_bytes_per_s"])

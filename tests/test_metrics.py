@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lem_kit import metrics
+from lem_kit.backends import COUNTERS
 from lem_kit.measurement import REASONS, Completion, Energy, Measurement, Repeat
 from lem_kit.trace import Domain, Series, Trace
 
@@ -67,6 +68,20 @@ def test_latencies_from_the_schedule() -> None:
     assert metrics.ttft_sched_s(late) == pytest.approx(0.24) and metrics.ttft_s(late) == pytest.approx(0.2)
     assert metrics.e2e_sched_s(late) == pytest.approx(0.36) and metrics.decode_s(late) == pytest.approx(0.12)
     assert [f(completion()) for f in (metrics.ttft_sched_s, metrics.e2e_sched_s, metrics.decode_s)] == [None] * 3
+
+
+def test_what_the_engine_tells_of_queue_and_prefill() -> None:
+    told = dataclasses.replace(
+        ONE, queued_ns=120 * MS, scheduled_ns=180 * MS, preemptions=2, timing_source="engine"
+    )  # handed over at 100 ms, first token at 300 ms
+    assert metrics.queue_s(told) == pytest.approx(0.06) and metrics.prefill_s(told) == pytest.approx(0.12)
+    assert told.prefill_ns == 180 * MS and ONE.prefill_ns == 100 * MS
+    for untold in (ONE, dataclasses.replace(told, scheduled_ns=None)):
+        assert metrics.queue_s(untold) is None and metrics.prefill_s(untold) is None
+    assert metrics.prefill_s(dataclasses.replace(told, timing_source="client")) is None, "two clocks"
+    row = metrics.summary(measured(completions=[told, ONE], counters={"kv_cache_used_max": 0.5}))
+    assert (row["queue_s_mean"], row["preemptions"], row["kv_cache_used_max"]) == (pytest.approx(0.06), 2, 0.5)
+    assert metrics.preemptions(measured(completions=[ONE])) is None
 
 
 def sent(sched: int, dispatch: int, done: int, ttft: int = 100, **more: Any) -> Completion:
@@ -223,6 +238,52 @@ def test_peak_power_is_of_each_domain() -> None:
     gauge = Series(array("q", [0, SECOND, 9 * SECOND]), array("d", [5.0, 7.0, 99.0]))
     m = measured(trace=Trace(gauges={"a:g.power_w": gauge, "a:g.temperature_c": gauge}))
     assert metrics.peak_power_w(m) == {"a:g": 7.0} and metrics.peak_power_w(measured()) == {}
+
+
+def test_what_a_driver_told_of_use_and_memory_is_of_each_domain() -> None:
+    share = Series(array("q", [0, SECOND, 9 * SECOND]), array("d", [0.5, 1.0, 0.0]))
+    used = Series(array("q", [0, SECOND, 9 * SECOND]), array("d", [4e9, 3e9, 9e9]))
+    m = measured(trace=Trace(gauges={"a:g.sm_utilization": share, "a:g.memory_used_bytes": used}))
+    assert metrics.gpu_utilization(m) == {"a:g": 0.75} and metrics.peak_memory_used_bytes(m) == {"a:g": 4e9}
+    row = metrics.summary(m)
+    assert (row["gpu_utilization.a:g"], row["peak_memory_used_bytes.a:g"]) == (0.75, 4e9)
+    assert metrics.gpu_utilization(measured()) == metrics.peak_memory_used_bytes(measured()) == {}
+
+
+def test_what_the_engine_counted_has_a_column_each_and_none_where_it_did_not() -> None:
+    row = metrics.summary(measured(counters={"peak_memory_bytes": 2.5e9, "batch_requests_mean": 3.5}))
+    assert (row["peak_memory_bytes"], row["batch_requests_mean"], row["kv_cache_used_max"]) == (2.5e9, 3.5, None)
+    assert COUNTERS.keys() <= metrics.summary(measured()).keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "effective", "quantization", "precision"),
+    [
+        ({"dtype": "bfloat16", "quantization": None}, {}, None, "bfloat16"),
+        ({"dtype": None}, {}, None, None),
+        ({"dtype": "float16", "quantization": "awq"}, {}, "awq", "float16, awq"),
+        ({"dtype": "float16", "quantization": {"quant_method": "gptq", "bits": 4}}, {}, "gptq 4 bit", "float16, gptq 4 bit"),
+        (
+            {"dtype": "bfloat16", "quantization": {"quant_method": "bitsandbytes", "load_in_8bit": True, "bits": None}},
+            {},
+            "bitsandbytes 8 bit",
+            "bfloat16, bitsandbytes 8 bit",
+        ),
+        ({"dtype": "bfloat16", "quantization": {"group": 1}}, {}, "quantised", "bfloat16, quantised"),
+        ({"dtype": "bfloat16", "quantization": {"quant_algo": None, "group_size": 128}}, {}, None, "bfloat16"),
+        ({"dtype": "bfloat16"}, {"model_config": {"quantization": "fp8"}, "seed": 1}, "fp8", "bfloat16, fp8"),
+        ({"dtype": "bfloat16"}, {"quant_config": {"quant_algo": "FP8", "group_size": 128}}, "FP8", "bfloat16, FP8"),
+        ({"dtype": "bfloat16"}, {"quant_config": {"quant_algo": None, "group_size": 128}}, None, "bfloat16"),
+    ],
+)
+def test_the_precision_is_that_of_the_model_as_loaded(
+    model: dict[str, Any], effective: dict[str, Any], quantization: str | None, precision: str | None
+) -> None:
+    m = measured(backend={"engine": "e", "model": model, "effective": effective})
+    assert (metrics.quantization(m), metrics.precision(m)) == (quantization, precision)
+    row = metrics.summary(m)
+    assert (row["dtype"], row["quantization"]) == (model["dtype"], quantization)
+    assert metrics.precision(measured()) is None
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,16 @@ def test_steady_power_is_split_by_time() -> None:
     )
 
 
+def test_a_queue_in_the_engine_is_no_prefill_where_the_engine_tells() -> None:
+    told = request(BEGIN + 1, *((BEGIN + 1.5 + 0.25 * k, 1) for k in range(5)), prompt=10)
+    told = dataclasses.replace(told, queued_ns=told.dispatch_ns, scheduled_ns=told.dispatch_ns + 300_000_000)
+    found = phases.split(measured(steady_counter({KEY: 100.0}, 4), [told], BEGIN, BEGIN + 4))
+    assert found is not None and known(found.prefill).value == pytest.approx(20) and found.rest_j == pytest.approx(280)
+    assert found.prefill.method.startswith("schedule to first event")
+    shares = phases.per_request(measured(steady_counter({KEY: 100.0}, 4), [told], BEGIN, BEGIN + 4))
+    assert shares is not None and shares.joules[0] == pytest.approx(120) and shares.unattributed_j == pytest.approx(280)
+
+
 def test_mixed_instants_are_shared_by_tokens_within_bounds() -> None:
     # Decode of 10 tokens/s all along, beside it a prompt of 15 tokens for half a second: 30 tokens/s. 50 J of 4 s are mixed.
     long = request(BEGIN, *((BEGIN + 0.5 + 0.1 * k, 1) for k in range(36)), prompt=100)

@@ -78,3 +78,9 @@ def test_equal_digests_are_equal_inputs() -> None:
     others = [prompts.texts(["b", "a"], 4), prompts.texts(["a", "b"], 5), prompts.texts(["a", "b"], 4, top_k=1), base[:1]]
     assert prompts.digest(base) == prompts.digest(prompts.texts(["a", "b"], 4))
     assert len({prompts.digest(found) for found in (base, *others)}) == 5
+
+
+def test_options_may_have_the_name_of_a_parameter() -> None:
+    made = prompts.asking(prompts.synthetic(2, 4, 3, seed=1, top_k=1), {"seed": 7, "ids": [1]})
+    assert [r.options for r in made] == [{"top_k": 1, "seed": 7, "ids": [1]}] * 2
+    assert [r.prompt_token_ids for r in made] == [r.prompt_token_ids for r in prompts.synthetic(2, 4, 3, seed=1)]

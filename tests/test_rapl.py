@@ -116,7 +116,7 @@ def test_two_zones_of_one_name_stay_apart(tmp_path: Path) -> None:
 
 
 def test_no_powercap(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"A virtual machine has none.*LEM_KIT_SOURCES=rapl=/powercap"):
+    with pytest.raises(Unavailable, match=r"a virtual machine has none.*LEM_KIT_SOURCES=rapl=/powercap"):
         opened(tmp_path / "absent")
 
 

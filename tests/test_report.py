@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from array import array
@@ -47,6 +48,25 @@ def test_the_energy_table_gives_every_source_and_every_reason() -> None:
     assert rows["reasons"].tolist() == ["–", "source_failed", "no <permission>"]
     assert rows["run"].tolist() == ["size=1", "size=4", "every run"]
     assert "&lt;permission&gt;" in report.as_html(rows).data and "<permission>" not in report.as_html(rows).data
+
+
+def test_the_hardware_table_has_the_ceiling_beside_what_was_reached_and_no_zero_for_unknown() -> None:
+    shape = {"layers": 1, "hidden_size": 8, "heads": 2, "parameters": 10**9}
+    model = {"name": "m", "dtype": "bfloat16", "quantization": None, **shape}
+    known = dataclasses.replace(
+        run(1, 1.0),
+        backend={"engine": "e", "model": model, "effective": {"weight_bytes": {"cuda:0": 2 * 10**9}}},
+        sources={"driver": {"gpus": {"gpu0": {"name": "NVIDIA H200"}}}},
+        counters={"peak_memory_bytes": 3.5e9, "batch_requests_mean": 1.5},
+    )
+    row, unknown = report.hardware_table([known, run(4, 1.0)]).to_dict("records")
+    assert row == {
+        "run": "model=m, backend=e, size=1", "precision": "bfloat16", "TFLOP/s": "0.026", "FLOPs from": "parameters",
+        "peak TFLOP/s": "989.4", "MFU, %": "0.002628", "decode GB/s": "20", "peak GB/s": "4800", "bandwidth, %": "0.4167",
+        "peaks from": "NVIDIA H200 datasheet", "weights, GB": "2", "peak memory, GB": "3.5", "KV cache used, %": "–",
+        "running batch": "1.5",
+    }  # fmt: skip
+    assert set(unknown.values()) == {"size=4", "–"}
 
 
 def test_reasons_are_explained() -> None:

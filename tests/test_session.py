@@ -244,6 +244,54 @@ def test_a_warm_up_that_fails_is_an_error_and_a_run_that_fails_is_kept(tmp_path:
     assert m.status == "failed" and "requests_failed" in m.reasons and m.completions[0].error
 
 
+class Counting:
+    """An engine that counts the tokens since it was last asked, and may die."""
+
+    name, concurrent = "counting", True
+
+    def __init__(self) -> None:
+        self.tokens, self.asked, self.dead = 0.0, 0, False
+
+    async def generate(self, requests: Sequence[lem.Request]) -> AsyncIterator[TokenEvent]:
+        if self.dead:
+            raise RuntimeError("the engine is gone")
+        for index in range(len(requests)):
+            self.tokens += 1
+            yield TokenEvent(index, 1)
+
+    def counters(self) -> dict[str, float]:
+        self.asked += 1
+        if self.dead and self.asked > 3:
+            raise RuntimeError("the engine is gone")
+        found, self.tokens = {"batch_requests_max": self.tokens}, 0.0
+        return found
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def test_what_the_engine_counts_is_of_the_measured_time_alone(tmp_path: Path) -> None:
+    engine, requests = Counting(), lem.prompts.synthetic(3, 4, 1)
+    with lem.Session(tmp_path, sources=[]) as s:
+        m = s.run(engine, requests, lem.traffic.burst(), repeats=2, warmup=4)
+        assert m.counters == {"batch_requests_max": 6.0} and engine.asked == 2, "without the warm-up, over both repeats"
+        assert lem.load(tmp_path / m.run_id).counters == m.counters
+        assert metrics.summary(m)["batch_requests_max"] == 6.0
+        engine.dead = True
+        with pytest.raises(LemError, match="Every request failed"):  # and not what its counters raise
+            s.run(engine, requests, warmup=0, run_id="dead")
+    assert lem.load(tmp_path / "dead").counters == {}
+
+
+def test_an_engine_that_counts_nothing_has_no_counters() -> None:
+    engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000)
+    with lem.Session(sources=[]) as s:
+        m = s.run(engine, lem.prompts.synthetic(1, 4, 2), warmup=0)
+    assert m.counters == {} and metrics.summary(m)["peak_memory_bytes"] is None
+
+
 def test_windows_in_threads_have_no_parent_of_another_thread(clock: FakeClock) -> None:
     with lem.Session(sources=[]) as s:
         found: list[str | None] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from array import array
 from pathlib import Path
@@ -44,7 +45,7 @@ def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
             "kind": "bare", "run_id": "r0", "started_at": "2026-11-20T10:00:00+00:00", "temperature_c": {}, "labels": {},
             "power_w": {"nvml:gpu0": {"watts": 50.5, "half_width": 0.5}},
         }},
-        meter={"call_share": 0.03, "cpu_share": 0.01},
+        meter={"call_share": 0.03, "cpu_share": 0.01}, counters={"peak_memory_bytes": 2.5e9},
     )  # fmt: skip
 
 
@@ -77,9 +78,19 @@ def test_the_record_is_strict_json(tmp_path: Path) -> None:
         raise AssertionError(constant)
 
     record = json.loads((store.save(measurement(), tmp_path) / "run.json").read_text(), parse_constant=refuse)
-    assert record["schema_version"] == 2 and "trace" in record
+    assert record["schema_version"] == 3 and "trace" in record
     assert record["trace"]["failures"] == [[7, "rapl", "source_failed", "gone"]]
     assert record["trace"]["period_s"] == {"nvml:gpu0": 0.1}
+
+
+def test_a_record_of_the_version_before_can_be_read(tmp_path: Path) -> None:
+    place = store.save(measurement(), tmp_path)
+    record = json.loads((place / "run.json").read_text())
+    del record["counters"]
+    for c in record["warmup"] + record["completions"]:
+        del c["queued_ns"], c["scheduled_ns"], c["preemptions"]
+    (place / "run.json").write_text(json.dumps({**record, "schema_version": 2}))
+    assert store.load(place) == dataclasses.replace(measurement(), counters={}, schema_version=2)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

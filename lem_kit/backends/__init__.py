@@ -4,6 +4,9 @@ A backend is one file in this folder, found by its name. It has a function
 
     load(model: str, **engine_args) -> Backend
 
+and a literal `NEEDS` with what `Needs` asks for, which is read without importing the file, for the engine may live in
+another environment.
+
 Engine arguments go through untouched; one the engine does not know is a LemError that names the nearest valid one. A
 backend holds no stopwatch, no warm-up, no retry and no progress bar: `traffic` and `session` do, once for all engines.
 
@@ -12,9 +15,13 @@ Not covered here: when requests are sent (`traffic`).
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import pkgutil
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import LemError, Unavailable, nearest
@@ -45,8 +52,9 @@ class Backend(Protocol):
     called twice.
 
     Optional: `counters() -> dict[str, float]`, what only the engine can see of the time since the last call of it, with
-    units in the names. A caller asks once before and once after what it measures. What an engine does not observe is left
-    out. Names in use, in `backends.COUNTERS`.
+    units in the names. A caller asks once before and once after what it measures. What is not observed is left out. Names
+    in use, in `backends.COUNTERS`. And `steps() -> dict[str, Series]`, what the engine logged of each of its steps
+    since the last call, under names of its own with their units; a record keeps it with the gauges of its trace.
     """
 
     name: str
@@ -59,6 +67,34 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What an engine needs around it.
+
+    `package` is what `import` calls it, None for a backend that needs nothing. `image` is the engine's official container
+    image; `container` further options for running it. `compute_capability` is the oldest GPU architecture that it runs on.
+    `parallel` names the engine arguments that spread a model over processes, which then meet in /dev/shm when their product
+    is above 1.
+    """
+
+    package: str | None = None
+    image: str | None = None
+    container: tuple[str, ...] = ()
+    compute_capability: tuple[int, int] | None = None
+    parallel: tuple[str, ...] = ()
+
+
+@functools.cache
+def needs(name: str) -> Needs:
+    """What the backend `name` needs, whether or not its engine is installed here. LemError if there is no such backend."""
+    _check(name)
+    tree = ast.parse(Path(__path__[0], f"{name}.py").read_text(encoding="utf-8"))
+    for line in tree.body:
+        if isinstance(line, ast.Assign) and [getattr(target, "id", None) for target in line.targets] == ["NEEDS"]:
+            return Needs(**ast.literal_eval(line.value))
+    return Needs()
+
+
 def backend_names() -> list[str]:
     """Names of the backend files in this folder."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
@@ -67,11 +103,13 @@ def backend_names() -> list[str]:
 def load_backend(name: str, model: str, **engine_args: Any) -> Backend:
     """Load `model` in the engine `name`; `engine_args` pass through untouched.
 
-    Raises LemError for an unknown backend, model or argument, and Unavailable when the engine's library is not installed.
-    A library that is installed but broken shows its own traceback.
+    Raises LemError for an unknown backend, model or argument, or where `preflight` finds that the engine cannot run, and
+    Unavailable when its library is not installed. A library that is installed but broken shows its own traceback.
     """
-    if name not in backend_names():
-        raise LemError(f"There is no backend '{name}': {nearest(name, backend_names())}")
+    from .. import preflight  # which reads `needs`
+
+    _check(name)
+    preflight.refuse(name, engine_args)
     try:
         module = importlib.import_module(f"{__name__}.{name}")
         backend: Backend = module.load(model, **engine_args)
@@ -80,3 +118,8 @@ def load_backend(name: str, model: str, **engine_args: Any) -> Backend:
             raise
         raise Unavailable(f"Backend '{name}' needs the package {error.name}: pip install 'lem_kit[{name}]'") from error
     return backend
+
+
+def _check(name: str) -> None:
+    if name not in backend_names():
+        raise LemError(f"There is no backend '{name}': {nearest(name, backend_names())}")

@@ -1,4 +1,4 @@
-"""What a loaded model says of itself.
+"""What a loaded model, or its configuration alone, says of itself.
 
 The one idea: a keyword counts as arrived when its effect can be read from the model: the dtype of its weights, the device
 and the bytes they take there, the attention in force. Not covered: what the engine does with it at work (`_continuous`).
@@ -19,7 +19,6 @@ _CONFIG_FACTS = {
 
 def of_model(model: Any, name: str, revision: str | None) -> dict[str, Any]:
     """Identity and shape."""
-    text = model.config.get_text_config()
     quantization: Any = getattr(model.config, "quantization_config", None)
     return {
         "name": name,
@@ -28,9 +27,13 @@ def of_model(model: Any, name: str, revision: str | None) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": jsonable(quantization.to_dict() if hasattr(quantization, "to_dict") else quantization),
-        "context": _context(text),
-        **{ours: getattr(text, theirs, None) for ours, theirs in _CONFIG_FACTS.items()},
+        **shape(model.config.get_text_config()),
     }
+
+
+def shape(text: Any) -> dict[str, Any]:
+    """What the configuration of a language model says of its size: an object with the attributes of config.json."""
+    return {"context": _context(text), **{ours: getattr(text, theirs, None) for ours, theirs in _CONFIG_FACTS.items()}}
 
 
 def requested(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from . import _hub, _readback
 from ._continuous import Asked, Continuous
 from ._static import Static, Steps, Stopped
 
+NEEDS = {"package": "transformers", "image": "huggingface/transformers-pytorch-gpu:latest"}
+
 _PLACING_KEYWORDS = ("device_map", "device_mesh", "distributed_config", "tp_plan", "tp_size")
 _OUR_KEYWORDS = ("assistant_model", "continuous_batching")
 _OWN_OPTIONS = {"attention_mask", "input_ids", "inputs", "inputs_embeds", "max_new_tokens", "streamer"}

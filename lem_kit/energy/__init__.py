@@ -8,6 +8,10 @@ that raises `Unavailable` with the reason, and the command that mends it, when t
 two readings gives windows, nested windows and idle baselines; wrap-around, units and missing counters are the source's own
 business. A source never sums what overlaps (a package and its cores) and never invents a reading: it leaves a domain out.
 
+It may also have a function, quick and without side effects, that looks at its hardware before anything is measured:
+
+    preflight(argument: str | None, sys_root: Path, least: tuple[int, int] | None) -> list[Check]
+
 Not covered here: when to read (`sampler`), energy between two instants (`trace`).
 """
 
@@ -17,8 +21,10 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ..check import Check
 from ..errors import LemError, Unavailable, nearest
 from ..trace import Domain
 
@@ -122,6 +128,24 @@ def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource]
             source.close()
         raise
     return opened, unavailable
+
+
+def checks(sys_root: Path = Path("/"), least: tuple[int, int] | None = None) -> list[Check]:
+    """What the sources say of their hardware before anything is measured: the `preflight` of each that has one.
+
+    `least` is the oldest compute capability that an engine runs on. A source's argument is that of LEM_KIT_SOURCES.
+    """
+    asked = (spec.strip().partition("=") for spec in os.environ.get("LEM_KIT_SOURCES", "").split(","))
+    arguments = {name: argument for name, _, argument in asked}
+    found: list[Check] = []
+    for name in source_names():
+        try:
+            look = getattr(importlib.import_module(f"{__name__}.{name}"), "preflight", None)
+            found += look(arguments.get(name) or None, sys_root, least) if look else []
+        except Exception as error:  # a library that is broken must not cost what the others say
+            sentence = f"It cannot be asked: {type(error).__name__}: {error}."
+            found.append(Check(name, "warning", sentence, f"pip install --force-reinstall 'lem_kit[{name}]'"))
+    return found
 
 
 def remarks(source: EnergySource) -> list[str]:

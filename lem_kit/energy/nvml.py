@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ..check import Check
 from ..errors import LemError, Unavailable
 from ..trace import Domain
 from . import EnergySource, Reading, SourceError
+from ._boards import Board, all_boards, chosen, foreign_processes, no_driver, or_none, order_remark, own_devices
+from ._gpu_checks import checks
 
 # The gain of a board's sensor is off by so much (Yang, Adamek and Armour, SC24: 5 % typical, 13 % at most). It is the same
 # in every run on one board, so it is stated beside the interval and not in it.
@@ -37,6 +39,7 @@ SAMPLES_ERROR = 0.1
 FIELD_ERROR = 1.2
 SAMPLED_EVERY_S = 0.3  # how often a board is asked that keeps samples of its power (2.4 s of them on an H100)
 SLOW_INTERVAL_NS = 1_000_000_000
+INSTALL = "pip install 'lem_kit[nvml]'"
 
 
 def open_source(argument: str | None = None) -> EnergySource:
@@ -44,40 +47,29 @@ def open_source(argument: str | None = None) -> EnergySource:
     try:
         import pynvml
     except ModuleNotFoundError:
-        raise Unavailable("NVML: the package nvidia-ml-py is not installed: pip install 'lem_kit[nvml]'") from None
+        raise Unavailable("NVML: the package nvidia-ml-py is not installed", INSTALL) from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise Unavailable(_no_driver(pynvml, error)) from None
+        finding, remedy = no_driver(pynvml, error)
+        raise Unavailable(f"NVML: {finding}", remedy) from None
     try:
         return NvmlSource(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES") if argument is None else argument)
     except pynvml.NVMLError as error:
         pynvml.nvmlShutdown()
-        raise Unavailable(f"NVML: the driver does not list its GPUs ({error}): look at what `nvidia-smi` says") from None
+        raise Unavailable(f"NVML: the driver does not list its GPUs ({error})", "look at what `nvidia-smi` says") from None
     except BaseException:
         pynvml.nvmlShutdown()
         raise
 
 
-def _no_driver(nvml: Any, error: Exception) -> str:
-    if isinstance(error, nvml.NVMLError_LibraryNotFound):
-        return (
-            "NVML: no NVIDIA driver here (libnvidia-ml.so.1 is not found). "
-            "If the machine has an NVIDIA GPU: `nvidia-smi`; in a container: start it with --gpus all"
-        )
-    return f"NVML: the NVIDIA driver does not answer ({error}): look at what `nvidia-smi` says, or sudo modprobe nvidia"
-
-
-class _Board(NamedTuple):
-    number: int  # in NVML's order, that of the PCI bus, which need not be CUDA's
-    handle: Any
-    name: str
-    uuid: str
-    gain: float = 1.0
-    offset_w: float = 0.0
-
-    def __str__(self) -> str:
-        return f"GPU {self.number} ({self.name}, {self.uuid})"
+def preflight(argument: str | None, sys_root: Path, least: tuple[int, int] | None) -> list[Check]:
+    """What is to be said of driver and GPUs before an engine is started; of those that CUDA shows, whatever is read."""
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return [Check("GPU", "warning", "The package nvidia-ml-py is not installed.", INSTALL)]
+    return checks(pynvml, sys_root, least)
 
 
 class NvmlSource:
@@ -95,14 +87,14 @@ class NvmlSource:
         self._opened_ns = clock()
         self._latest: dict[str, int] = {}  # time stamp of the newest sample of each board, us of the driver's clock
         self._slow_ns = 0
-        everyone, skipped = _boards(nvml, _calibrations())
-        chosen = _choose(nvml, everyone, wanted)
-        self._boards = {f"gpu{board.number}": board for board, _ in chosen}
+        everyone, skipped = all_boards(nvml, _calibrations())
+        read = chosen(nvml, everyone, wanted)
+        self._boards = {f"gpu{board.number}": board for board, _ in read}
         self._ways = {(key, gauge): list(ways) for key in self._boards for gauge, ways in _GAUGES.items()}
         self._sampled = {key for key, board in self._boards.items() if _has_samples(nvml, board)}
         domains: dict[str, Domain] = {}
         integrals: dict[str, Domain] = {}
-        for board, note in chosen:
+        for board, note in read:
             key = f"gpu{board.number}"
             counter, integral = self._describe_domains(key, board, note, skipped)
             domains |= {key: counter} if counter else {}
@@ -112,25 +104,25 @@ class NvmlSource:
             raise Unavailable("NVML: " + ("; ".join(skipped.values()) or "the driver is here, but no GPU"))
         # Samples hold every instant, so the other gauges need not be asked so often; without them power must be.
         self.gauges_interval_s = SAMPLED_EVERY_S if len(self._sampled) == len(self._boards) else 0.0
-        seen = {board.uuid for board, _ in chosen}
+        seen = {board.uuid for board, _ in read}
         self._facts: dict[str, Any] = {
             "driver_version": nvml.nvmlSystemGetDriverVersion(),
             "gpus": {key: _facts(nvml, board) for key, board in self._boards.items()},
             "topology": _topology(nvml, list(self._boards.values())),
             "bystanders": [str(board) for board in everyone if board.uuid not in seen],
             "skipped": skipped,
-            "device_order": _order_remark(everyone, wanted),
+            "device_order": order_remark(everyone, wanted),
             "gain_error": GAIN_ERROR,
         }
 
     def _describe_domains(
-        self, key: str, board: _Board, note: str, skipped: dict[str, str]
+        self, key: str, board: Board, note: str, skipped: dict[str, str]
     ) -> tuple[Domain | None, Domain | None]:
         nvml = self._nvml
-        if not note and (_or_none(nvml, nvml.nvmlDeviceGetMigMode, board.handle) or [0])[0]:
+        if not note and (or_none(nvml, nvml.nvmlDeviceGetMigMode, board.handle) or [0])[0]:
             note = "whole GPU, all its MIG instances"
         reasons = ("mig_parent_scope",) if note else ()
-        limit_w = _or_none(nvml, lambda handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000, board.handle)
+        limit_w = or_none(nvml, lambda handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000, board.handle)
         label = f"{board.name} {board.uuid}" + (f" ({note})" if note else "")
         scope = "module" if _is_module(nvml, board.handle) else "gpu"
         counter = integral = None
@@ -222,16 +214,16 @@ class NvmlSource:
             key: "samples of the driver" if key in self._sampled else _POWER_NAMES.get(way[0], "") if way else "nothing"
             for key, way in ways.items()
         }
-        return {**self._facts, "power_from": power_from, "cuda_devices": _cuda_devices()}
+        return {**self._facts, "power_from": power_from, "cuda_devices": own_devices()}
 
     def remarks(self) -> dict[str, list[str]]:
         """Other processes on a board, and a CUDA device in use that is not among the boards read."""
         found: dict[str, list[str]] = {}
         for key, board in self._boards.items():
-            if _foreign_processes(self._nvml, board.handle):
+            if foreign_processes(self._nvml, board.handle):
                 found[key] = ["foreign_process"]
         uuids = {board.uuid for board in self._boards.values()}
-        if any(uuid not in uuids for uuid in _cuda_devices().values()):
+        if any(uuid not in uuids for uuid in own_devices().values()):
             for key in self._boards:
                 found.setdefault(key, []).append("other_gpu_in_use")
         return found
@@ -260,70 +252,7 @@ def _calibrations() -> dict[str, tuple[float, float]]:
     return found
 
 
-def _boards(nvml: Any, calibrations: Mapping[str, tuple[float, float]]) -> tuple[list[_Board], dict[str, str]]:
-    """Every board that answers, and why the others do not: one dead GPU must not hide its neighbours."""
-    boards: list[_Board] = []
-    silent: dict[str, str] = {}
-    for number in range(nvml.nvmlDeviceGetCount()):
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(number)
-            uuid = nvml.nvmlDeviceGetUUID(handle)
-            boards.append(_Board(number, handle, nvml.nvmlDeviceGetName(handle), uuid, *calibrations.get(uuid, ())))
-        except nvml.NVMLError as error:
-            silent[f"gpu{number}"] = f"GPU {number} does not answer: {error}"
-    return boards, silent
-
-
-def _choose(nvml: Any, boards: Sequence[_Board], wanted: str | None) -> list[tuple[_Board, str]]:
-    """The boards that a CUDA_VISIBLE_DEVICES of `wanted` leaves visible, each with a note for its label."""
-    if wanted is None:
-        return [(board, "") for board in boards]
-    chosen: dict[str, tuple[_Board, str]] = {}
-    for name in (part.strip() for part in wanted.split(",")):
-        if name in ("", "-1"):
-            break  # CUDA sees nothing from the first invalid entry on; these two are used on purpose
-        board, note = _named(nvml, boards, name)
-        chosen[board.uuid] = (board, note)
-    if not chosen:
-        raise Unavailable(f"NVML: CUDA_VISIBLE_DEVICES={wanted!r} hides every GPU: unset CUDA_VISIBLE_DEVICES")
-    return list(chosen.values())
-
-
-def _named(nvml: Any, boards: Sequence[_Board], name: str) -> tuple[_Board, str]:
-    is_mig = name.startswith("MIG-")
-    uuid = _parent_uuid(nvml, name) if is_mig else name
-    if name.isdecimal():
-        found = [board for board in boards if board.number == int(name)]
-    else:
-        found = [board for board in boards if uuid.startswith("GPU-") and board.uuid.startswith(uuid)]
-    if len(found) == 1:
-        return found[0], "parent GPU, not this instance" if is_mig else ""
-    fault = f"fits {len(found)} GPUs" if found else "names no GPU that answers"
-    raise Unavailable(f"NVML: {name!r} (in CUDA_VISIBLE_DEVICES) {fault}: `nvidia-smi -L` lists them")
-
-
-def _parent_uuid(nvml: Any, name: str) -> str:
-    """The board of a MIG instance: "MIG-<uuid>", or "MIG-GPU-<uuid>/<instance>/<instance>" with drivers before 470."""
-    if name.startswith("MIG-GPU-"):
-        return name.removeprefix("MIG-").partition("/")[0]
-    try:
-        instance = nvml.nvmlDeviceGetHandleByUUID(name)
-        return str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance)))
-    except nvml.NVMLError:
-        return ""
-
-
-def _order_remark(boards: Sequence[_Board], wanted: str | None) -> str:
-    order = os.environ.get("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    by_number = wanted is not None and wanted.strip()[:1].isdecimal()
-    if by_number and order != "PCI_BUS_ID" and len({board.name for board in boards}) > 1:
-        return (
-            "GPU numbers were taken in PCI bus order, but CUDA numbers the fastest first: set CUDA_DEVICE_ORDER=PCI_BUS_ID"
-        )
-    return "PCI bus"
-
-
-def _facts(nvml: Any, board: _Board) -> dict[str, Any]:
+def _facts(nvml: Any, board: Board) -> dict[str, Any]:
     questions: dict[str, Callable[[Any], Any]] = {
         "pci_bus_id": lambda handle: nvml.nvmlDeviceGetPciInfo(handle).busId,
         "power_limit_w": lambda handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
@@ -335,11 +264,9 @@ def _facts(nvml: Any, board: _Board) -> dict[str, Any]:
         "pcie": lambda handle: (
             f"gen {nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)} x{nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)}"
         ),
-        "nvlinks": lambda handle: sum(
-            _or_none(nvml, _link(nvml, n), handle) == 1 for n in range(nvml.NVML_NVLINK_MAX_LINKS)
-        ),
+        "nvlinks": lambda handle: sum(or_none(nvml, _link(nvml, n), handle) == 1 for n in range(nvml.NVML_NVLINK_MAX_LINKS)),
     }
-    answers = {fact: _or_none(nvml, ask, board.handle) for fact, ask in questions.items()}
+    answers = {fact: or_none(nvml, ask, board.handle) for fact, ask in questions.items()}
     calibration = {"gain": board.gain, "offset_w": board.offset_w} if (board.gain, board.offset_w) != (1.0, 0.0) else None
     return {"name": board.name, "uuid": board.uuid, **answers, "calibration": calibration}
 
@@ -348,7 +275,7 @@ def _link(nvml: Any, number: int) -> Callable[[Any], Any]:
     return lambda handle: nvml.nvmlDeviceGetNvLinkState(handle, number)
 
 
-def _topology(nvml: Any, boards: Sequence[_Board]) -> dict[str, str]:
+def _topology(nvml: Any, boards: Sequence[Board]) -> dict[str, str]:
     """How far the path between two boards goes: "gpu0-gpu1": "same board" ... "across the system"."""
     names = {0: "same board", 10: "one PCIe switch", 20: "several PCIe switches", 30: "one host bridge", 40: "one NUMA node"}
     found = {}
@@ -360,39 +287,6 @@ def _topology(nvml: Any, boards: Sequence[_Board]) -> dict[str, str]:
                 continue
             found[f"gpu{a.number}-gpu{b.number}"] = names.get(level, "across the system")
     return found
-
-
-def _cuda_devices() -> dict[str, str]:
-    """CUDA's number of each device -> its UUID, where torch runs CUDA in this process; it is not started for this."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    if cuda is None or not cuda.is_initialized():
-        return {}
-    properties = [cuda.get_device_properties(number) for number in range(cuda.device_count())]
-    return {f"cuda:{n}": f"GPU-{p.uuid}" for n, p in enumerate(properties) if getattr(p, "uuid", None)}
-
-
-def _foreign_processes(nvml: Any, handle: Any) -> bool:
-    """Whether a process that is not of this process's session works on the board. Containers show other numbers, or none."""
-    running = _or_none(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
-    own = os.getsid(0) if hasattr(os, "getsid") else None
-    for process in running:
-        try:
-            if os.getsid(process.pid) != own:
-                return True
-        except (
-            OSError,
-            OverflowError,
-        ):  # not visible from here: of another container, or this very one under another number
-            if len(running) > 1:
-                return True
-    return False
-
-
-def _or_none(nvml: Any, ask: Callable[[Any], Any], handle: Any) -> Any:
-    try:
-        return ask(handle)
-    except (nvml.NVMLError, AttributeError):  # the driver, or the package, does not know the question
-        return None
 
 
 def _code(nvml: Any, error: Exception) -> str:
@@ -435,12 +329,12 @@ _POWER_NAMES: Mapping[Callable[[Any, Any], float], str] = {
 
 def _is_module(nvml: Any, handle: Any) -> bool:
     """Whether power is told for the module only (Grace Hopper): then it holds the CPU and its memory, too."""
-    return _or_none(nvml, lambda h: _power_instant_w(nvml, h), handle) is None and (
-        _or_none(nvml, lambda h: _power_module_w(nvml, h), handle) is not None
+    return or_none(nvml, lambda h: _power_instant_w(nvml, h), handle) is None and (
+        or_none(nvml, lambda h: _power_module_w(nvml, h), handle) is not None
     )
 
 
-def _has_samples(nvml: Any, board: _Board) -> bool:
+def _has_samples(nvml: Any, board: Board) -> bool:
     """Whether the driver keeps samples of power, dense enough to be worth more than asking for power."""
     points = _read_samples(nvml, board.handle, 0)
     if len(points) < 5:

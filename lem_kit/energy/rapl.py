@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..check import Check
 from ..errors import LemError, Unavailable
 from ..trace import Domain
 from . import EnergySource, Reading
@@ -67,9 +68,9 @@ def open_source(argument: str | None = None) -> EnergySource:
     folders = _zone_folders(root)
     if not folders:
         raise Unavailable(
-            f"RAPL: no counters under {root}. A virtual machine has none; on bare metal try `sudo modprobe intel_rapl_msr`; "
-            "a container masks them: start it with -v /sys/devices/virtual/powercap:/powercap:ro and set "
-            "LEM_KIT_SOURCES=rapl=/powercap"
+            f"RAPL: no counters under {root}",
+            "a virtual machine has none; on bare metal try `sudo modprobe intel_rapl_msr`; a container masks them, so start "
+            "it with -v /sys/devices/virtual/powercap:/powercap:ro and set LEM_KIT_SOURCES=rapl=/powercap",
         )
     names = {folder.name: (folder / "name").read_text().strip() for folder in folders}
     zones: list[_Zone] = []
@@ -87,9 +88,21 @@ def open_source(argument: str | None = None) -> EnergySource:
             skipped[folder.name] = f"{folder / 'energy_uj'}: {getattr(error, 'strerror', None) or error}"
     if not zones:
         tree = root / "intel-rapl" if (root / "intel-rapl").exists() else root
-        remedy = f"only root may read the counters: sudo chmod -R a+r {tree}" if denied else "no zone can be read: "
-        raise Unavailable(f"RAPL: {remedy}" + ("" if denied else "; ".join(skipped.values())))
+        if denied:
+            raise Unavailable("RAPL: only root may read the counters", f"sudo chmod -R a+r {tree}")
+        raise Unavailable(f"RAPL: no zone can be read ({'; '.join(skipped.values())})", f"look at them with `ls -lR {tree}`")
     return RaplSource(zones, skipped)
+
+
+def preflight(argument: str | None, sys_root: Path, least: tuple[int, int] | None) -> list[Check]:
+    """Whether the counters can be read."""
+    try:
+        source = open_source(argument or str(sys_root / ROOT.lstrip("/")))
+    except Unavailable as error:
+        finding = error.finding.removeprefix("RAPL: ")
+        return [Check("RAPL", "warning", f"{finding[0].upper()}{finding[1:]}.", error.remedy)]
+    source.close()
+    return [Check("RAPL", "ok", f"The counters of {', '.join(source.domains)} can be read.")]
 
 
 def _zone_folders(root: Path) -> list[Path]:

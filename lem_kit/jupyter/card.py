@@ -11,7 +11,7 @@ import base64
 from html import escape
 from typing import Any
 
-from .. import baseline, metrics
+from .. import baseline, flops, metrics
 from ..curve import mean_power_w
 from ..measurement import REASONS, Energy, Measurement, jsonable
 
@@ -41,6 +41,8 @@ def record(m: Measurement) -> dict[str, Any]:
 def _rows(m: Measurement) -> list[tuple[str, str]]:
     """Name and text of every figure that is known."""
     rows = []
+    if precision := metrics.precision(m):
+        rows.append(("model", f"{((m.backend or {}).get('model') or {}).get('name')}, {precision}"))
     total = metrics.energy_j(m)
     if total is None:
         rows.append(("energy", "not known"))
@@ -67,6 +69,26 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
         middle = metrics.percentile(metrics.values(m, metric), 50)
         if middle is not None:
             rows.append((f"{name} median", f"{middle * 1e3:.4g} ms"))
+    return rows + _hardware_rows(m)
+
+
+def _hardware_rows(m: Measurement) -> list[tuple[str, str]]:
+    """What was reached beside the ceiling that it is a share of, and the memory that it took; where they are known."""
+    rows = []
+    for name, share, unit, of in (
+        ("MFU", flops.mfu(m), "TFLOP/s", 1e12),
+        ("decode bandwidth", flops.bandwidth_share(m), "GB/s", 1e9),
+    ):
+        if share:
+            gpus = f"{len(share.gpus)} x {share.gpus[0]}" if len(set(share.gpus)) == 1 else ", ".join(share.gpus)
+            reached = f"{share.achieved / of:.3g} of {share.ceiling / of:.5g} {unit}"
+            rows.append((name, f"{100 * share.value:.2g} % ({reached}, {gpus}; found from: {share.method})"))
+    if (peak := m.counters.get("peak_memory_bytes")) is not None:
+        rows.append(("peak memory", f"{peak / 1e9:.4g} GB"))
+    if (used := m.counters.get("kv_cache_used_max")) is not None:
+        rows.append(("KV cache", f"{100 * used:.3g} % in use at most"))
+    if (batch := m.counters.get("batch_requests_mean")) is not None:
+        rows.append(("running batch", f"{batch:.3g} requests on average"))
     return rows
 
 

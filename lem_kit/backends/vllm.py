@@ -1,0 +1,312 @@
+"""vLLM: its asynchronous engine, on an event loop of its own.
+
+The one idea: every keyword is the engine's and reaches it untouched, and every token has the stamp of the engine's core
+(`_steps`), so that no latency holds how late the front end was woken, or that it merges what it could not hand over in time.
+A release that has no place to take the stamps from has its tokens stamped when they are handed over (`timing_source`
+"client"), and `describe()["effective"]["timing"]` says so.
+
+lem_kit's own defaults, each to be overruled by an engine argument of that name: `enable_prefix_caching=False`, for a prompt
+that is measured must be computed; `disable_log_stats=False`, for the engine's own instants; no bar while loading. Requests
+are greedy and not turned into text unless their options say otherwise. Telemetry is off unless VLLM_NO_USAGE_STATS=0.
+
+What the engine writes to its log goes to a file, which errors name, unless VLLM_LOGGING_CONFIG_PATH is set.
+
+Not covered: several choices per prompt, beam search, pooling models; engines on other hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import gc
+import inspect
+import itertools
+import os
+import re
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from .. import models
+from ..errors import LemError, nearest
+from ..measurement import Request, TokenEvent, jsonable
+from ..trace import Series
+from . import _checkpoint
+from ._processes import Log, ended, processes
+from ._steps import Loop, Row, Steps, Tap, abandon
+
+NEEDS = {
+    "package": "vllm",
+    "image": "vllm/vllm-openai:v0.32.0",
+    "compute_capability": (7, 5),
+    "parallel": ("tensor_parallel_size", "pipeline_parallel_size"),
+}
+
+_DEFAULTS = {"enable_prefix_caching": False, "disable_log_stats": False, "use_tqdm_on_load": False}
+_OWN_OPTIONS = {"ignore_eos", "max_tokens", "min_tokens", "n", "output_kind", "prompt", "request_id", "sampling_params"}
+
+
+def load(model: str, **engine_args: Any) -> VLLM:
+    """Start the engine: AsyncLLM of AsyncEngineArgs(model, **engine_args). It takes most of the GPU's memory until `close`.
+
+    LemError for an argument that the engine does not know or rejects, and with the cause if it cannot start.
+    """
+    log = _settle_environment()
+    import torch
+    import vllm
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - {"model"}
+    for name in engine_args:
+        if name not in known:
+            raise LemError(f"vLLM does not know the engine argument '{name}': {nearest(name, known)}")
+    requested = jsonable(engine_args)
+    path = models.resolve(model)
+    asked = {**{name: value for name, value in _DEFAULTS.items() if name in known}, **engine_args}
+    try:
+        config = AsyncEngineArgs(model=path, **asked).create_engine_config()
+    except ImportError:
+        raise
+    except Exception as error:  # it has no one class for what it rejects
+        raise LemError(f"vLLM cannot load '{model}' as asked: {_sentence(error)}") from error
+    facts = {"engine": "vllm", "version": vllm.__version__, "torch": torch.__version__, "requested": requested}
+    loop, steps, began = Loop(), Steps(), log.size()
+    try:
+        # No name here for the engine: some import keeps this frame, and the engine could never be freed.
+        backend = VLLM(config, loop, steps, log, facts, quiet=bool(asked.get("disable_log_stats")))
+    except Exception as error:
+        loop.close()
+        raise LemError(f"vLLM could not start with '{model}': {log.cause(began) or _sentence(error)}{log.hint()}") from error
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    facts["model"] = _checkpoint.facts(model, path, config.model_config.revision, dtype)
+    facts["effective"] = {**_of_config(config, path, model), "timing": backend.timing}
+    return backend
+
+
+class VLLM:
+    """A running engine. `generate` may be called from any event loop, the engine's work is on its own."""
+
+    name = "vllm"
+    concurrent = True
+
+    def __init__(self, config: Any, loop: Loop, steps: Steps, log: Log, facts: dict[str, Any], quiet: bool) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        others, self._began = processes(), log.size()
+        engine = self._engine = loop.call(_started(config, steps, quiet))
+        self._processes = processes() - others
+        self._loop = loop
+        self._steps = steps
+        self._log = log
+        self._facts = facts
+        self._sampling, self._delta = SamplingParams, RequestOutputKind.DELTA
+        self._names = (f"lem_kit-{number}" for number in itertools.count())
+        self._tap = Tap(steps)
+        self.timing = self._tap.onto(engine.output_processor)
+        self._serve_options = _keywords(engine.generate) - _OWN_OPTIONS
+        self._sampling_options = _keywords(SamplingParams) - _OWN_OPTIONS
+        self._context = int(engine.model_config.max_model_len)
+        self._vocabulary = int(engine.model_config.get_vocab_size())
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        """Each request joins the running batch by itself; its events come as the engine's steps do."""
+        self._check_open()
+        asked = [self._asked(request) for request in requests]
+        text = any(request.prompt is not None for request in requests)  # the tokeniser must not hold up other requests
+        rows = await asyncio.to_thread(self._encode, requests) if text else self._encode(requests)
+        inbox: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        caller = asyncio.get_running_loop()
+        work = [Row(next(self._names), index, ids, caller, inbox) for index, ids in enumerate(rows)]
+        for row, said in zip(work, asked):
+            self._loop.begin(self._serve(row, *said))
+        at_work = len(work)
+        try:
+            while at_work:
+                told = await inbox.get()
+                if isinstance(told, Exception):
+                    raise told
+                at_work -= told.finish_reason is not None
+                yield told
+        finally:
+            if at_work and self._engine is not None:
+                await asyncio.wrap_future(self._loop.begin(abandon(work)))
+
+    async def _serve(self, row: Row, sampling: Any, prompt: dict[str, Any], keywords: dict[str, Any]) -> None:
+        """On the engine's loop: keep one request going, and say what became of it."""
+        self._tap.rows[row.name] = row
+        row.task = asyncio.current_task()
+        try:
+            output = None
+            async for output in self._engine.generate(
+                {**prompt, "prompt_token_ids": row.prompt}, sampling, row.name, **keywords
+            ):
+                row.took(len(output.outputs[0].token_ids))
+            row.end(output)
+        except asyncio.CancelledError:
+            row.tell(LemError("This backend was closed while it was generating."))
+        except Exception as error:
+            row.tell(self._explained(error))
+        finally:
+            del self._tap.rows[row.name]
+
+    def _asked(self, request: Request) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Sampling parameters, what goes beside the prompt, and keywords of the engine's `generate`. LemError for an option
+        that neither knows, or that the engine rejects."""
+        known = self._sampling_options | self._serve_options | {"cache_salt"}
+        for name in request.options:
+            if name in _OWN_OPTIONS:
+                raise LemError(f"lem_kit sets the option '{name}' itself: use the fields of Request instead.")
+            if name not in known:
+                raise LemError(f"vLLM does not know the option '{name}': {nearest(name, known)}")
+        options = {"temperature": 0.0, "detokenize": bool(request.options.get("stop")), **request.options}
+        try:
+            sampling = self._sampling(
+                max_tokens=request.max_new_tokens,
+                ignore_eos=request.fixed_length,
+                output_kind=self._delta,
+                **{name: value for name, value in options.items() if name in self._sampling_options},
+            )
+        except Exception as error:
+            raise LemError(f"vLLM rejects the options of a request: {_sentence(error)}") from error
+        prompt = {name: options[name] for name in ("cache_salt",) if name in options}
+        return sampling, prompt, {name: value for name, value in options.items() if name in self._serve_options}
+
+    def _encode(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Token ids of each prompt. LemError for what the model cannot take."""
+        rows = []
+        for request in requests:
+            ids: Sequence[int] = request.prompt_token_ids or ()
+            if request.prompt is not None:
+                if self._engine.tokenizer is None:
+                    raise LemError("This engine was loaded with skip_tokenizer_init: give prompt_token_ids instead of text.")
+                ids = self._engine.tokenizer(request.prompt).input_ids
+            if max(ids) >= self._vocabulary:
+                raise LemError(f"Token id {max(ids)} of a prompt is not one of the {self._vocabulary} that the model has.")
+            if len(ids) + request.max_new_tokens > self._context:
+                raise LemError(
+                    f"{len(ids)} prompt tokens and {request.max_new_tokens} new ones are more than the engine's context of "
+                    f"{self._context}: ask for less, or load with a larger max_model_len if the model allows it."
+                )
+            rows.append(list(ids))
+        return rows
+
+    def _check_open(self) -> None:
+        if self._engine is None:
+            raise LemError("This backend is closed: load it again with lem_kit.load_backend.")
+
+    def _explained(self, error: Exception) -> Exception:
+        """An error of the engine's in a sentence that says what to do."""
+        if self._engine is None or getattr(self._engine, "errored", False):
+            cause = self._log.cause(self._began) or _sentence(error)
+            return RuntimeError(f"vLLM's engine process has died ({cause}): load the model again.{self._log.hint()}")
+        if "ValidationError" in (kind.__name__ for kind in type(error).__mro__):
+            return LemError(f"vLLM rejects a request: {_sentence(error)}")
+        return error
+
+    def describe(self) -> dict[str, Any]:
+        return self._facts
+
+    def counters(self) -> dict[str, float]:
+        """The running batch, the queue and the cache, as the engine logged them at its steps."""
+        return self._steps.counters()
+
+    def steps(self) -> dict[str, Series]:
+        """The engine's log of its steps since the last call: requests in the batch and in the queue, share of the cache."""
+        return self._steps.series()
+
+    def close(self) -> None:
+        """End the engine and wait until its processes are gone, which gives the GPU's memory back."""
+        if self._engine is None:
+            return
+        with contextlib.suppress(Exception):  # of an engine that is dead already
+            self._loop.call(_shut(self._engine))
+        self._engine = None
+        self._loop.close()
+        gc.collect()  # what is left of it would be shut down again when the interpreter ends, and complain
+        left = ended(self._processes)
+        if left:
+            warnings.warn(f"vLLM left {len(left)} processes behind, which were killed: {left}.", stacklevel=2)
+        self._log.clear()
+
+
+# --- starting it, and what is then in force ------------------------------------------------------------------------
+
+
+async def _started(config: Any, steps: Steps, quiet: bool) -> Any:
+    """On the loop that the engine is to live on. It logs its steps unless its own log of them is disabled."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Listener(StatLoggerBase):  # type: ignore[misc]
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
+
+        def record(self, scheduler_stats: Any, *args: Any, **more: Any) -> None:
+            if scheduler_stats is not None:
+                steps.record(scheduler_stats)
+
+        def log_engine_initialized(self) -> None: ...
+
+    return AsyncLLM.from_vllm_config(config, stat_loggers=None if quiet else [Listener], disable_log_stats=quiet)
+
+
+async def _shut(engine: Any) -> None:
+    engine.shutdown()
+
+
+def _of_config(config: Any, path: str, name: str) -> dict[str, Any]:
+    """Every part of the engine's configuration that JSON can hold, without None, objects and this machine's folders."""
+    told = {}
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            kept = {field.name: _plain(getattr(value, field.name, None)) for field in dataclasses.fields(value)}
+            kept = {key: name if item == path else item for key, item in kept.items() if item is not None}
+            told[part.name] = {key: item for key, item in kept.items() if not str(item).startswith("/")}
+    return told
+
+
+def _plain(value: Any) -> Any:
+    """A scalar, or a flat collection of them; None for anything else."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    if type(value).__module__ == "torch" and type(value).__name__ == "dtype":
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Mapping):
+        return jsonable(value) if all(isinstance(item, (bool, int, float, str)) for item in value.values()) else None
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return jsonable(value) if all(isinstance(item, (bool, int, float, str)) for item in value) else None
+    return jsonable(value) if isinstance(value, (bool, int, float, str)) else None
+
+
+def _keywords(function: Callable[..., Any]) -> set[str]:
+    return {name for name in inspect.signature(function).parameters if not name.startswith("_")} - {"self", "skip_clone"}
+
+
+def _settle_environment() -> Log:
+    """What the engine reads from the environment when it is imported, where the user has not said otherwise."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook: its threads and CUDA must not be forked
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    given = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+    if given and not given.endswith(Log.SETTINGS):
+        return Log(None)
+    log = Log(models.cache_folder() / "logs" / f"vllm-{os.getpid()}.log")
+    if given is None and "vllm" not in sys.modules:
+        os.environ["VLLM_LOGGING_CONFIG_PATH"] = log.settle("vllm", os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
+    return log if log.settings.exists() else Log(None)
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error that says something. Pydantic's begin with a count; a name may follow, and what it says
+    ends with the value in brackets."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and "validation error" in lines[0]:
+        name = "" if " [type=" in lines[1] else f"{lines.pop(1).split('.')[0]}: "
+        said, _, value = lines[1].removeprefix("Value error, ").partition(" [type=")
+        given = re.search(r"input_value=([^,]{1,40}), input_type=(?:str|int|float)", value)
+        lines = [f"{name}{said}{f' (got {given[1]})' if given else ''}"]
+    return lines[0] if lines else type(error).__name__
