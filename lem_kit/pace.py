@@ -8,8 +8,10 @@ walls are kept around the instant of the next update, and two around the period:
     one that shows the new value      lowers the upper wall to the end of the call
     both walls, and those around an early update n periods ago, confine the period to their distance / n
 
-Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known. After a call that
-took so long that an update was passed over, the next ones tell nothing about the walls until one is surely after its update.
+Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known; every eighth
+comes when the update is surely over, for of a call that meets an update it is not known which value it saw, and one that is
+sure tells it for those beside it. After a call that took so long that an update was passed over, the next ones tell nothing
+about the walls until one is surely after its update.
 
 Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
 interval.
@@ -28,6 +30,7 @@ NEEDED = 6  # updates seen before a period is believed
 AGAIN_NS = 1_000_000  # after a call that came too early; then twice that, and so on
 MOST_TRIES = 7
 EARLY_EVERY = 3
+SURE_EVERY = 8
 NARROW = 0.8  # part of a period that a call may take, with the time to the one before, while the period is looked for
 VERY_NARROW = 0.25  # the same for calls at the interval, which may seem to have a period of their own
 STOOD = 60  # a counter that did not change in so many calls, and then does, is watched again
@@ -160,7 +163,7 @@ class Pace:
         self._passed += periods
         self._tell()
         low, high = self._walls
-        if not self._sure:
+        if not self._sure or self._calls % SURE_EVERY == 1:
             return int(high) + AGAIN_NS  # surely after the update
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)

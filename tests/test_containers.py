@@ -1,6 +1,6 @@
 """Kernels in real containers: `make test-container`. Whatever is killed, no container is left.
 
-Podman stands in for Docker, whose daemon few test machines run. No image is fetched: an empty root becomes one, and the
+Podman stands in for Docker's daemon, which few test machines run. No image is fetched: an empty root becomes one, and the
 system and this environment are mounted into it, by the options that users have for such things.
 """
 
@@ -27,7 +27,7 @@ from lem_kit.jupyter import kernels
 
 pytestmark = pytest.mark.container
 
-IMAGE = "lem-kit-test"
+IMAGE = "localhost/lem-kit-test:latest"
 GONE_WITHIN_S = 10.0
 
 
@@ -87,10 +87,38 @@ def mounted(*folders: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def kernel(machine: Path) -> str:
-    options = mounted("/usr", sys.prefix, sys.base_prefix) if sys.base_prefix != "/usr" else mounted("/usr", sys.prefix)
+    return installed(machine, "podman")
+
+
+@pytest.fixture(scope="session", params=["podman", "docker"])
+def either_kernel(request: pytest.FixtureRequest, machine: Path) -> Iterator[str]:
+    """A kernel of each runtime: Docker's own command is served by Podman, which speaks its protocol, too."""
+    if request.param == "podman":
+        yield request.getfixturevalue("kernel")
+        return
+    if not shutil.which("docker") or "podman" in subprocess.check_output(["docker", "--version"], text=True):
+        pytest.skip("Docker's command is not installed")
+    address = f"unix://{machine}/docker.sock"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen(["podman", "system", "service", "--time=0", address], stderr=subprocess.DEVNULL) as service,
+    ):
+        patch.setenv("DOCKER_HOST", address)
+        within = time.monotonic() + 10
+        while not (machine / "docker.sock").exists():
+            assert service.poll() is None and time.monotonic() < within
+            time.sleep(0.05)
+        yield installed(machine, "docker")
+        service.terminate()
+
+
+def installed(machine: Path, runtime: str) -> str:
+    options = mounted("/usr", *(folder for folder in (sys.prefix, sys.base_prefix) if folder != "/usr"))
+    options += ["--ulimit=nofile=1024:4096", "--ulimit=nproc=10000:10000"]
     folder = kernels.install(
-        "fake", container=IMAGE, runtime="podman", options=options, env={"TRIED": "a b"}, prefix=machine / "jupyter"
-    )
+        "fake", container=IMAGE, runtime=runtime, name=f"lem-in-{runtime}", options=options, env={"TRIED": "a b"},
+        prefix=machine / "jupyter",
+    )  # fmt: skip
     assert [found.state for found in kernels.installed(machine / "jupyter") if found.folder == folder] == ["ok"]
     return folder.name
 
@@ -195,8 +223,8 @@ def test_a_notebook_runs_in_a_container_as_it_would_outside(kernel: str, tmp_pat
     assert "--existing" not in said
 
 
-def test_an_interrupt_reaches_the_cell_and_the_kernel_goes_on(kernel: str) -> None:
-    with Client(kernel) as client:
+def test_an_interrupt_reaches_the_cell_and_the_kernel_goes_on(either_kernel: str) -> None:
+    with Client(either_kernel) as client:
         assert client.run("print(6 * 7)") == "42\n"
         client.client.execute("import time; time.sleep(60)")
         time.sleep(0.5)
@@ -221,14 +249,14 @@ def test_a_kernel_that_is_shut_down_or_restarted_leaves_nothing(kernel: str) -> 
 
 
 @pytest.mark.parametrize("killed", ["supervisor", "command", "supervisor and command"])
-def test_the_container_goes_with_whoever_is_killed(kernel: str, killed: str) -> None:
+def test_the_container_goes_with_whoever_is_killed(either_kernel: str, killed: str) -> None:
     """The kernel's own children, too: an engine's workers hold a GPU."""
-    with Client(kernel) as client:
+    with Client(either_kernel) as client:
         client.run("import subprocess; subprocess.Popen(['sleep', '98765'], start_new_session=True)")
         assert processes("sleep 98765")
         victims = [client.supervisor] if "supervisor" in killed else []
         if "command" in killed:
-            victims += processes("podman run --rm --interactive")
+            victims += processes(f"{either_kernel.removeprefix('lem-in-')} run --rm --interactive")
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         gone_after_s()

@@ -210,7 +210,7 @@ def test_a_container_is_started_with_all_that_a_kernel_needs(tmp_path: Path, doc
     options = ["--ulimit", "memlock=-1"]
     env = {"SET": "x y", "LET_IN": None, "NOT_THERE": None}
     folder = kernels.install(backend, container="an/image:1", options=options, env=env, prefix=tmp_path, name="tried")
-    caches = {"LEM_KIT_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
+    caches = {"LEM_KIT_CACHE": str(tmp_path / "cache"), "HF_HOME": "~/hub", "HOME": str(tmp_path)}
     secret = {"HF_TOKEN": "hf_secret", "LET_IN": "1", "AWS_SECRET": "not for the kernel", "CUDA_VISIBLE_DEVICES": "1"}
     process = started(folder, connection, cwd, "--IPKernelApp.log_level=40", **caches, **secret)
     argv, environment = within(20, lambda: [entry for entry in told(docker) if entry[0][0] == "run"])[0]
@@ -231,6 +231,7 @@ def test_a_container_is_started_with_all_that_a_kernel_needs(tmp_path: Path, doc
     passed = {part.removeprefix("--env=") for part in given if part.startswith("--env=")}
     assert {"SET", "LET_IN", "HF_TOKEN", "HF_HOME", "LEM_KIT_CACHE", "CUDA_VISIBLE_DEVICES"} <= passed
     assert not passed & {"AWS_SECRET", "NOT_THERE", "JPY_PARENT_PID", "PATH"}
+    assert environment["HF_HOME"] == str(tmp_path / "hub"), "an absolute one: another user is at home inside"
     assert environment["SET"] == "x y" and "hf_secret" not in " ".join(argv), "a secret is not on a command line"
     script, cache, *kernel = inside
     assert script == "/opt/lem_kit/lem_kit/jupyter/_inside.py" and cache == str(tmp_path / "cache")

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from lem_kit.pace import Pace
+from lem_kit.staircase import knots
 from lem_kit.trace import Series
 
 MS = 1_000_000
@@ -23,6 +24,7 @@ class Counter:
         self.grids: list[float] = []  # half-width of the expected update at each call; infinite while none is
         self.period_ns, self.took_ns, self.stopped_ns = period_ms * MS, round(took_ms * MS), 1 << 62
         self._phase_ns, self._drift, self._draw = 10**12 + phase_ms * MS, drift, random.Random(1)
+        self.looks: float | None = None  # at which part of a call; at random unless given
 
     def updates_before(self, t_ns: float) -> int:
         elapsed = min(t_ns, self.stopped_ns) - self._phase_ns
@@ -42,7 +44,8 @@ class Counter:
     def call(self) -> int:
         began = self.now_ns
         self.calls_ns.append(began)
-        value = 20.0 * self.updates_before(began + self._draw.random() * self.took_ns)
+        looks = self._draw.random() if self.looks is None else self.looks
+        value = 20.0 * self.updates_before(began + looks * self.took_ns)
         self.now_ns += self.took_ns
         self.series.append(self.now_ns, value, self.took_ns)
         due = self.pace.after(self.series, self.now_ns)
@@ -58,6 +61,27 @@ class Counter:
         self.run(seconds)
         since = self.now_ns - round(seconds * 1e9)
         return sum(t >= since for t in self.calls_ns) / (seconds * 1e9 / self.period_ns)
+
+
+@pytest.mark.parametrize("looks", [0.0, 0.5, 1.0, None])
+@pytest.mark.parametrize("took_ms", [2.5, 8.0])
+def test_three_seconds_tell_which_update_a_call_saw(took_ms: float, looks: float | None) -> None:
+    """Calls that all meet an update leave open which one; some must come when it is surely over."""
+    counter = Counter(took_ms=took_ms)
+    counter.looks = looks
+    counter.run(40)
+    t_ns, unknown = counter.series.t_ns, 0
+    for start_ns in range(10**12 + 5 * 10**9, 10**12 + 36 * 10**9, 500 * MS):
+        i, j = (next(i for i, t in enumerate(t_ns) if t >= edge_ns) for edge_ns in (start_ns, start_ns + 3 * 10**9))
+        found, grid = knots(counter.series.part(i, j), None, (counter.pace.period_ns or 0) / 1e9)
+        if grid is None:
+            unknown += 1
+            continue
+        assert max(knot.half_ns for knot in found if knot.t_ns > start_ns + 1200 * MS) < 10 * MS
+        for knot in found:
+            true_ns = counter._phase_ns + round(knot.joules / 20) * counter.period_ns
+            assert abs(true_ns - knot.t_ns) <= knot.half_ns + MS / 20
+    assert unknown <= 2, "of 62"
 
 
 @pytest.mark.parametrize("took_ms", [0.0, 4.0, 20.0])

@@ -40,6 +40,7 @@ ENVIRONMENT = (
     *("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_NO_INDEX", "PIP_TRUSTED_HOST"),
 )
 ENVIRONMENT_PREFIXES = ("HF_", "LEM_KIT_")
+CACHES = ("LEM_KIT_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
 
 
 def main(kernel_json: str, connection_file: str, *kernel_arguments: str) -> int:
@@ -60,9 +61,10 @@ def main(kernel_json: str, connection_file: str, *kernel_arguments: str) -> int:
 
 
 def kernel_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the runtime's command: the client's, with the caches by name."""
-    home = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return {**given, "LEM_KIT_CACHE": str(cache_folder()), "HF_HOME": given.get("HF_HOME") or str(home / "huggingface")}
+    """The environment of the runtime's command: the client's, with the caches by absolute names, for `~` differs inside."""
+    hub = given.get("HF_HOME") or os.path.join(given.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    caches = {"HF_HUB_CACHE": "", "HF_DATASETS_CACHE": "", **given, "HF_HOME": hub, "LEM_KIT_CACHE": str(cache_folder())}
+    return {**given, **{name: os.path.abspath(os.path.expanduser(caches[name])) for name in CACHES if caches[name]}}
 
 
 def run_command(
@@ -80,9 +82,8 @@ def run_command(
     and an image takes longer.
     """
     runtime = spec["runtime"]
-    folders = [str(connection_file.parent), str(folder), environment["LEM_KIT_CACHE"], environment["HF_HOME"]]
-    folders += [environment[n] for n in ("HF_HUB_CACHE", "HF_DATASETS_CACHE") if environment.get(n)]
-    shared = list(dict.fromkeys(os.path.abspath(os.path.expanduser(f)) for f in folders))
+    caches = [environment[name] for name in CACHES if environment.get(name)]
+    shared = list(dict.fromkeys([str(connection_file.parent), str(folder), *caches]))
     for path in shared:
         os.makedirs(path, exist_ok=True)
     mounts = [_mount(str(PACKAGE), f"{SOURCE}/lem_kit", "readonly")]
@@ -190,9 +191,11 @@ def _mount(source: str, target: str, *options: str) -> str:
 
 
 def _is_passed(name: str, spec: Mapping[str, Any]) -> bool:
+    if name in spec["environment"]:
+        return True
     if name == "CUDA_VISIBLE_DEVICES" and spec["gpus"] not in ("all", "none"):
         return False  # it counts the client's GPUs; those that were chosen have other numbers inside
-    return name in ENVIRONMENT or name in spec["environment"] or name.startswith(ENVIRONMENT_PREFIXES)
+    return name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
 
 
 def _usable_gpus(sys_root: Path) -> dict[str, bool]:
