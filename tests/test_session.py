@@ -319,7 +319,8 @@ class Stepping(Meter):
         self.domains = {"gpu0": Domain("gpu", "counter")}
 
     def read(self) -> dict[str, Reading]:
-        return {"gpu0": Reading(time.monotonic_ns(), 20.0 * (time.monotonic_ns() // 100_000_000))}
+        joules = 20.0 * (time.monotonic_ns() // 100_000_000)
+        return {"gpu0": Reading(time.monotonic_ns(), joules)}  # stamped when the call is over, as a source has to
 
 
 def test_a_window_that_does_not_wait_completes_itself_and_is_the_same(tmp_path: Path) -> None:
