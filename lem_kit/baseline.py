@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .backends import RESIDENT
 from .curve import energy_between
 from .errors import LemError, nearest
 from .measurement import Measurement
@@ -42,6 +43,12 @@ def kind_now(asked: str | None) -> str:
     was asked for, and cannot be made so."""
     if asked is not None and asked not in KINDS:
         raise LemError(f"idle() knows no kind '{asked}': {nearest(asked, KINDS)}")
+    if RESIDENT and asked != "engine" and asked is not None:
+        raise LemError(
+            f"An engine holds its model in processes of its own: measure idle(kind='{asked}') before it is loaded."
+        )
+    if RESIDENT:
+        return "engine"
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     running = cuda is not None and cuda.is_initialized()
     holding = running and cuda is not None and cuda.memory_allocated() > 0

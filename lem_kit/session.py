@@ -243,6 +243,8 @@ class Session:
         }
         completions: list[Completion] = []
         lag = traffic.LoopLag()
+        for forget in (getattr(backend, name, dict) for name in ("counters", "steps")):
+            forget()  # what it holds by now is of the warm-up
         with self.window(label, config=asked, run_id=run_id, kind="run") as window, _listening(backend, window):
             window.facts.update(backend=jsonable(backend.describe()), warmup=tuple(warm))
             if doubt:
@@ -393,7 +395,6 @@ class Session:
 def _listening(backend: Backend, window: Window) -> Iterator[None]:
     """What the engine counts and logs during the block goes into the record, whatever ends the block."""
     counters, steps = getattr(backend, "counters", dict), getattr(backend, "steps", dict)
-    counters(), steps()  # what they hold by now is of the warm-up
     try:
         yield
     finally:

@@ -116,7 +116,8 @@ def _completion(
         prompt_tokens=known("prompt_tokens"),
         cached_tokens=known("cached_tokens"),
         finish_reason=known("finish_reason"),
-        timing_source=events[0].timing_source if events else "client",
+        # Instants of two clocks make no latency of the engine's.
+        timing_source="engine" if events and all(e.timing_source == "engine" for e in events if e.n_tokens) else "client",
         error=error,
         repeat=repeat,
         queued_ns=known("queued_ns"),

@@ -203,3 +203,8 @@ def test_an_unknown_engine_argument_names_the_nearest() -> None:
         load("tiny-llama", atn_implementation="eager")
     with pytest.raises(LemError, match="did you mean 'continuous_batching'"):
         load("tiny-llama", continous_batching=True)
+
+
+def test_secrets_of_every_engine_are_known_by_their_names() -> None:
+    assert all(_readback.is_secret(name) for name in ("token", "hf_token", "api_key", "password"))
+    assert not any(_readback.is_secret(name) for name in ("tokenizer", "max_num_batched_tokens", "skip_tokenizer_init"))

@@ -7,16 +7,19 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 import lem_kit as lem
-from lem_kit import metrics, store
+from lem_kit import baseline, metrics, store
 from lem_kit.backends import _processes, _steps, vllm
 from lem_kit.errors import LemError
 from lem_kit.measurement import Request, TokenEvent
@@ -52,7 +55,12 @@ class Front:
 def tapped(front: Any) -> tuple[_steps.Tap, _steps.Steps, str]:
     steps = _steps.Steps()
     tap = _steps.Tap(steps)
-    return tap, steps, tap.onto(front)
+    tap.onto(front)
+    return tap, steps, tap.timing
+
+
+def output_of(ids: Any, finish: bool = False, name: str = "lem_kit-0") -> Any:
+    return SimpleNamespace(request_id=name, new_token_ids=ids, finish=finish, finish_reason="length" if finish else None)
 
 
 def told(work: Callable[[_steps.Row], None]) -> list[TokenEvent | Exception]:
@@ -77,8 +85,7 @@ def test_the_tap_gives_the_engines_stamps_and_what_it_says_of_a_request() -> Non
     def work(row: _steps.Row) -> None:
         tap.rows[row.name] = row
         for ids, stamp, finish in (([5], 2.0, False), ([6, 7], 2.25, True)):
-            output = SimpleNamespace(request_id="inner-id", new_token_ids=ids, finish=finish)
-            assert front.process_outputs([output], stamp) == "processed"
+            assert front.process_outputs([output_of(ids, finish, "inner-id")], stamp) == "processed"
             row.took(len(ids))
         row.end(SimpleNamespace(outputs=[SimpleNamespace(finish_reason="length")]))
 
@@ -88,7 +95,7 @@ def test_the_tap_gives_the_engines_stamps_and_what_it_says_of_a_request() -> Non
     )
     assert second == TokenEvent(7, 2, 2_250_000_000, "engine")
     assert isinstance(last, TokenEvent) and (last.n_tokens, last.finish_reason, last.preemptions) == (0, "length", 2)
-    assert steps.t_ns == 2_250_000_000
+    assert (steps.t_ns, steps.finished) == (2_250_000_000, 1)
 
 
 def test_tokens_that_no_step_told_are_stamped_here_and_keep_their_count() -> None:
@@ -110,9 +117,9 @@ def test_a_stamp_of_another_clock_is_not_believed(stamp: float | None) -> None:
 
     def work(row: _steps.Row) -> None:
         tap.rows[row.name] = row
-        front.process_outputs([SimpleNamespace(request_id="lem_kit-0", new_token_ids=[5], finish=False)], stamp)
+        front.process_outputs([output_of([5])], stamp)
 
-    assert told(work) == [] and steps.t_ns == 0
+    assert told(work) == [] and steps.t_ns == 0 and tap.timing.startswith("client")
 
 
 def test_another_front_end_is_left_alone() -> None:
@@ -124,19 +131,24 @@ def test_another_front_end_is_left_alone() -> None:
 def test_a_tap_that_fails_is_unhooked_and_the_engine_goes_on() -> None:
     front = Front()
     tap, _, _ = tapped(front)
-    front.request_states["lem_kit-0"] = SimpleNamespace(stats=SimpleNamespace(num_preemptions=0))
+    for name in ("lem_kit-0", "other"):
+        front.request_states[name] = SimpleNamespace(stats=SimpleNamespace(num_preemptions=0), num_cached_tokens=0)
 
     def work(row: _steps.Row) -> None:
         tap.rows[row.name] = row
-        broken = SimpleNamespace(request_id="lem_kit-0", new_token_ids=5, finish=False)
+        tap.rows["other"] = _steps.Row("other", 8, [1, 2], row.caller, row.inbox)
         with pytest.warns(UserWarning, match="cannot be read any more"):
-            assert front.process_outputs([broken], 2.0) == "processed"
-        assert front.process_outputs == vllm_free
+            assert front.process_outputs([output_of([5]), output_of(5, name="other")], 2.0) == "processed"
+        assert front.process_outputs == free
         row.took(1)
+        tap.rows["other"].took(1)
 
-    vllm_free = Front.process_outputs.__get__(front)
-    (event,) = told(work)
-    assert isinstance(event, TokenEvent) and event.timing_source == "client" and front.processed == 1
+    free = Front.process_outputs.__get__(front)
+    whole, broken = told(work)
+    assert isinstance(whole, TokenEvent) and isinstance(broken, TokenEvent), "each token is told once"
+    assert (whole.index, whole.n_tokens, whole.timing_source, whole.prompt_tokens) == (7, 1, "engine", 3)
+    assert (broken.index, broken.n_tokens, broken.timing_source, broken.prompt_tokens) == (8, 1, "client", 2)
+    assert front.processed == 1 and tap.timing.startswith("client: the engine's stamps could not be read")
 
 
 def test_a_request_that_is_given_up_is_an_error() -> None:
@@ -149,13 +161,14 @@ def test_the_log_of_steps_is_counted_once_and_kept_by_column() -> None:
     steps = _steps.Steps()
     assert steps.counters() == {}
     for t_ns, running, waiting, used in ((100, 1, 0, 0.25), (200, 3, 2, 0.5), (200, 9, 9, 0.9), (300, 0, 1, 0.125)):
-        steps.t_ns = t_ns
+        steps.t_ns, steps.finished = t_ns, 1 if t_ns == 300 else 0
         steps.record(SimpleNamespace(num_running_reqs=running, num_waiting_reqs=waiting, kv_cache_usage=used))
     found = steps.series()
     assert [list(series.t_ns) for series in found.values()] == [[100, 200, 300]] * 3, "stamps of a trace increase"
-    assert list(found["batch_requests"].value) == [1, 3, 0] and list(found["kv_cache_used"].value) == [0.25, 0.5, 0.125]
+    assert list(found["batch_requests"].value) == [1, 3, 1], "the one that the step ended, too"
+    assert list(found["kv_cache_used"].value) == [0.25, 0.5, 0.125]
     assert steps.counters() == {
-        "batch_requests_mean": 13 / 3, "batch_requests_max": 9.0, "waiting_requests_max": 9.0, "kv_cache_used_max": 0.9,
+        "batch_requests_mean": 14 / 4, "batch_requests_max": 9.0, "waiting_requests_max": 9.0, "kv_cache_used_max": 0.9,
     }  # fmt: skip
     assert steps.counters() == {} and not steps.series()["batch_requests"].t_ns
 
@@ -260,7 +273,11 @@ def test_effective_configuration_is_the_engines(engine: Any) -> None:
     assert effective["cache_config"]["enable_prefix_caching"] is False and effective["cache_config"]["num_gpu_blocks"] > 0
     assert effective["model_config"]["model"] == "tiny-llama" and facts["model"]["dtype"] == "bfloat16"
     assert facts["model"]["parameters"] == 7016704 and facts["model"]["layers"] == 8
-    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1" and effective["timing"].startswith("engine")
+    for kind in ("bare", "context"):
+        with pytest.raises(LemError, match="processes of its own"):
+            baseline.kind_now(kind)
+    assert baseline.kind_now(None) == "engine"
     json.dumps(facts, allow_nan=False)
 
 
@@ -331,6 +348,28 @@ def test_what_is_shared_speculated_and_preempted_is_recorded() -> None:
         assert sum(e.preemptions or 0 for e in events) > 0 and backend.counters()["kv_cache_used_max"] > 0.7
     finally:
         backend.close()
+
+
+@engine_here
+def test_an_interrupted_start_leaves_nothing_behind() -> None:
+    """In a process of its own, which is interrupted as a notebook's kernel is."""
+    code = """
+import psutil
+import lem_kit as lem
+from lem_kit.backends import RESIDENT
+if __name__ == '__main__':
+    try:
+        lem.load_backend('vllm', 'tiny-llama', dtype='bfloat16', enforce_eager=True, kv_cache_memory_bytes=2**28)
+    except KeyboardInterrupt:
+        print('left:', [p.pid for p in psutil.Process().children(True) if 'VLLM' in ' '.join(p.cmdline())], RESIDENT)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    mine = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any("VLLM" in " ".join(p.cmdline()) for p in mine.children(True)):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "left: [] set()" in process.communicate(timeout=60)[0]
 
 
 @engine_here

@@ -38,6 +38,10 @@ COUNTERS: Mapping[str, str] = {
     "requests_without_engine_stamps": "requests stamped by the client because the engine lost its own stamps",
 }
 
+# Engines that hold a model in processes of their own, from when they are loaded until they are closed: this process may look
+# as if it had none. Each adds and removes itself.
+RESIDENT: set[object] = set()
+
 
 @runtime_checkable
 class Backend(Protocol):

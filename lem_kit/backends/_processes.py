@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,14 +79,14 @@ class Process(NamedTuple):
     started: float
 
 
-def processes() -> set[Process]:
-    """Those that this one has started, and theirs, but for Python's own helper, which stays."""
+def processes(marks: Sequence[str]) -> set[Process]:
+    """Those that this one has started, and theirs, whose command line has one of the marks."""
     import psutil
 
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "resource_tracker" not in " ".join(process.cmdline()):
+            if any(mark in " ".join(process.cmdline()) for mark in marks):
                 found.add(Process(process.pid, process.create_time()))
     return found
 
@@ -102,7 +102,15 @@ def ended(processes: Iterable[Process]) -> list[int]:
             if process.create_time() == started:
                 alive.append(process)
     _, left = psutil.wait_procs(alive, timeout=_ENDS_S)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    kill(Process(process.pid, process.create_time()) for process in left)
     return [process.pid for process in left]
+
+
+def kill(processes: Iterable[Process]) -> None:
+    import psutil
+
+    for pid, started in processes:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.create_time() == started:
+                process.kill()

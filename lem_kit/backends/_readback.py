@@ -6,6 +6,7 @@ and the bytes they take there, the attention in force. Not covered: what the eng
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..measurement import jsonable
@@ -36,13 +37,18 @@ def shape(text: Any) -> dict[str, Any]:
     return {"context": _context(text), **{ours: getattr(text, theirs, None) for ours, theirs in _CONFIG_FACTS.items()}}
 
 
+def is_secret(name: str) -> bool:
+    """Whether a keyword of this name holds what a record must not."""
+    return re.search(r"(^|_)(token|api_key|password|secret)$", name) is not None
+
+
 def requested(keywords: dict[str, Any]) -> dict[str, Any]:
     """The keywords as JSON: no secret, and no dump of a model that was given loaded."""
     told = {}
     for key, value in keywords.items():
         if key == "assistant_model":
             value = getattr(value, "name_or_path", value)
-        told[key] = "(not kept)" if key == "token" else jsonable(value.to_dict() if hasattr(value, "to_dict") else value)
+        told[key] = "(not kept)" if is_secret(key) else jsonable(value.to_dict() if hasattr(value, "to_dict") else value)
     return told
 
 

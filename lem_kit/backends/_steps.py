@@ -45,15 +45,15 @@ class Row:
 
     def stepped(self, n_tokens: int, t_ns: int, state: Any) -> TokenEvent:
         """The event of one step. `state` is the front end's of this request, one object that it changes all the time."""
-        told = getattr(state, "stats", None)
+        told, facts = getattr(state, "stats", None), self._facts
         if not self._tapped:
-            self._facts["cached_tokens"] = getattr(state, "num_cached_tokens", None)
+            facts = {**facts, "cached_tokens": getattr(state, "num_cached_tokens", None)}
             for ours, theirs in (("queued_ns", "queued_ts"), ("scheduled_ns", "scheduled_ts")):
-                self._facts[ours] = round(getattr(told, theirs, 0.0) * 1e9) or None
+                facts[ours] = round(getattr(told, theirs, 0.0) * 1e9) or None
+        event = TokenEvent(self._index, n_tokens, t_ns, "engine", **facts)
         self._preemptions = getattr(told, "num_preemptions", None)
-        self._tapped += n_tokens
-        facts, self._facts = self._facts, {}
-        return TokenEvent(self._index, n_tokens, t_ns, "engine", **facts)
+        self._tapped, self._facts = self._tapped + n_tokens, {}  # last: what fails above is told by `took`
+        return event
 
     def took(self, n_tokens: int) -> None:
         """So many tokens were handed over; those that no step has told are stamped now."""
@@ -102,14 +102,15 @@ class Tap:
 
     def __init__(self, steps: Steps) -> None:
         self.rows: dict[str, Row] = {}
+        self.timing = "client: this release hands over no stamps where lem_kit looks for them"  # in words, whose clock it is
         self._steps = steps
 
-    def onto(self, processor: Any) -> str:
-        """Take its place; says in words whose clock stamps the tokens."""
+    def onto(self, processor: Any) -> None:
+        """Take its place, where it looks as expected."""
         inner: Any = getattr(processor, "process_outputs", None)
         names = list(inspect.signature(inner).parameters) if callable(inner) else []
         if names[:2] != ["engine_core_outputs", "engine_core_timestamp"] or not hasattr(processor, "request_states"):
-            return "client: this release hands over no stamps where lem_kit looks for them"
+            return
 
         def outer(engine_core_outputs: Any, engine_core_timestamp: float | None = None, *args: Any, **more: Any) -> Any:
             states = [processor.request_states.get(one.request_id) for one in engine_core_outputs]
@@ -118,26 +119,31 @@ class Tap:
                 self._step(engine_core_outputs, states, engine_core_timestamp)
             except Exception as error:  # the engine must not stop for it
                 processor.process_outputs = inner
+                self.timing = f"client: the engine's stamps could not be read ({error!r})"
                 warnings.warn(
                     f"The engine's stamps cannot be read any more ({error!r}): tokens are stamped here.", stacklevel=2
                 )
             return done
 
         processor.process_outputs = outer
-        return "engine: stamped by its core at the end of each step"
+        self.timing = "engine: stamped by its core at the end of each step"
 
     def _step(self, outputs: Iterable[Any], states: Iterable[Any], timestamp: float | None) -> None:
         t_ns = round((timestamp or 0.0) * 1e9)
         # Another host's clock, or none: `took` then stamps. A stamp of this host's is never in the future.
         if not 0 < t_ns <= time.monotonic_ns():
+            self.timing = "client: the engine's stamps are not of this host's clock"
             return
         self._steps.t_ns = t_ns
-        told = []
-        for output, state in zip(outputs, states):
-            row = self.rows.get(getattr(state, "external_req_id", None) or output.request_id)
-            if row is not None and output.new_token_ids:
-                told.append((row, row.stepped(len(output.new_token_ids), t_ns, state)))
-        _hand_over(told)
+        told: list[tuple[Row, TokenEvent | Exception]] = []
+        try:
+            for output, state in zip(outputs, states):
+                self._steps.finished += output.finish_reason is not None
+                row = self.rows.get(getattr(state, "external_req_id", None) or output.request_id)
+                if row is not None and output.new_token_ids:
+                    told.append((row, row.stepped(len(output.new_token_ids), t_ns, state)))
+        finally:
+            _hand_over(told)
 
 
 class Steps:
@@ -147,21 +153,23 @@ class Steps:
 
     def __init__(self) -> None:
         self.t_ns = 0  # the stamp of the step at hand, 0 where there is none
+        self.finished = 0  # requests that ended with it: the scheduler has forgotten them when it counts
         self._lock = threading.Lock()
         self._stamps, self._columns = self._empty()
         self._looks = self._running = 0
         self._highest: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def record(self, stats: Any) -> None:
-        row = (stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage)
-        t_ns, self.t_ns = self.t_ns or time.monotonic_ns(), 0
+        running = stats.num_running_reqs + self.finished
+        row = (running, stats.num_waiting_reqs, stats.kv_cache_usage)
+        t_ns, self.t_ns, self.finished = self.t_ns or time.monotonic_ns(), 0, 0
         with self._lock:
             if not self._stamps or t_ns > self._stamps[-1]:
                 self._stamps.append(t_ns)
                 for column, value in zip(self._columns, row):
                     column.append(value)
-            if stats.num_running_reqs:
-                self._looks, self._running = self._looks + 1, self._running + stats.num_running_reqs
+            if running:
+                self._looks, self._running = self._looks + 1, self._running + running
             self._highest = tuple(max(known, value) for known, value in zip(self._highest, row))
 
     def counters(self) -> dict[str, float]:

@@ -39,7 +39,7 @@ from typing import Any
 from .. import models
 from ..errors import LemError, nearest
 from ..measurement import Request, TokenEvent, jsonable
-from . import _readback
+from . import RESIDENT, _readback
 
 NEEDS = {
     "package": "tensorrt_llm",
@@ -127,6 +127,7 @@ class TensorRTLLM:
     def __init__(self, llm: Any, sampling: Any, facts: dict[str, Any]) -> None:
         args, build = llm.args, getattr(llm.args, "build_config", None)
         self._llm = llm
+        RESIDENT.add(self)
         self._sampling = sampling
         self._facts = facts
         self._compiled = facts["effective"]["flavour"] == "engine"
@@ -305,6 +306,7 @@ class TensorRTLLM:
 
     def close(self) -> None:
         """End the executor, which gives the GPU's memory back."""
+        RESIDENT.discard(self)
         llm, self._llm = self._llm, None
         if llm is not None:
             with contextlib.suppress(Exception):  # of an executor that is gone already

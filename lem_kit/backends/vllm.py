@@ -25,17 +25,21 @@ import inspect
 import itertools
 import os
 import re
+import secrets
 import sys
+import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from .. import models
 from ..errors import LemError, nearest
 from ..measurement import Request, TokenEvent, jsonable
 from ..trace import Series
-from . import _checkpoint
-from ._processes import Log, ended, processes
+from . import RESIDENT, _checkpoint, _readback
+from ._processes import Log, Process, ended, kill, processes
 from ._steps import Loop, Row, Steps, Tap, abandon
 
 NEEDS = {
@@ -47,6 +51,9 @@ NEEDS = {
 
 _DEFAULTS = {"enable_prefix_caching": False, "disable_log_stats": False, "use_tqdm_on_load": False}
 _OWN_OPTIONS = {"ignore_eos", "max_tokens", "min_tokens", "n", "output_kind", "prompt", "request_id", "sampling_params"}
+# By these its processes are told from others that this one has started.
+_OWN_PROCESSES = ("VLLM::", "multiprocessing.spawn", "multiprocessing.forkserver")
+_log: Log | None = None  # of this process, settled when the engine's package is first imported
 
 
 def load(model: str, **engine_args: Any) -> VLLM:
@@ -63,7 +70,7 @@ def load(model: str, **engine_args: Any) -> VLLM:
     for name in engine_args:
         if name not in known:
             raise LemError(f"vLLM does not know the engine argument '{name}': {nearest(name, known)}")
-    requested = jsonable(engine_args)
+    requested = _readback.requested(engine_args)
     path = models.resolve(model)
     asked = {**{name: value for name, value in _DEFAULTS.items() if name in known}, **engine_args}
     try:
@@ -73,16 +80,19 @@ def load(model: str, **engine_args: Any) -> VLLM:
     except Exception as error:  # it has no one class for what it rejects
         raise LemError(f"vLLM cannot load '{model}' as asked: {_sentence(error)}") from error
     facts = {"engine": "vllm", "version": vllm.__version__, "torch": torch.__version__, "requested": requested}
-    loop, steps, began = Loop(), Steps(), log.size()
+    backend, began = VLLM(log, facts), log.size()
     try:
         # No name here for the engine: some import keeps this frame, and the engine could never be freed.
-        backend = VLLM(config, loop, steps, log, facts, quiet=bool(asked.get("disable_log_stats")))
-    except Exception as error:
-        loop.close()
-        raise LemError(f"vLLM could not start with '{model}': {log.cause(began) or _sentence(error)}{log.hint()}") from error
-    dtype = str(config.model_config.dtype).removeprefix("torch.")
-    facts["model"] = _checkpoint.facts(model, path, config.model_config.revision, dtype)
-    facts["effective"] = {**_of_config(config, path, model), "timing": backend.timing}
+        backend.start(config, bool(asked.get("disable_log_stats")))
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        facts["model"] = _checkpoint.facts(model, path, config.model_config.revision, dtype)
+        facts["effective"] = _of_config(config, path, model)
+    except BaseException as error:  # an interrupt must not leave an engine behind that nobody can close
+        cause = log.cause(began) or _sentence(error)
+        backend.close()
+        if not isinstance(error, Exception):
+            raise
+        raise LemError(f"vLLM could not start with '{model}': {cause}{log.hint()}") from error
     return backend
 
 
@@ -92,21 +102,31 @@ class VLLM:
     name = "vllm"
     concurrent = True
 
-    def __init__(self, config: Any, loop: Loop, steps: Steps, log: Log, facts: dict[str, Any], quiet: bool) -> None:
+    def __init__(self, log: Log, facts: dict[str, Any]) -> None:
+        self._log = log
+        self._began = log.size()
+        self._facts = facts
+        self._loop = Loop()
+        self._steps = Steps()
+        self._tap = Tap(self._steps)
+        self._names = (f"lem_kit-{number}" for number in itertools.count())
+        self._engine: Any = None
+        self._others = processes(_OWN_PROCESSES)
+        self._processes: set[Process] = set()
+        self._starting: Future[Any] | None = None
+        self._closed = False
+
+    def start(self, config: Any, quiet: bool) -> None:
+        """Once, before anything else; `close` whatever comes of it."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        others, self._began = processes(), log.size()
-        engine = self._engine = loop.call(_started(config, steps, quiet))
-        self._processes = processes() - others
-        self._loop = loop
-        self._steps = steps
-        self._log = log
-        self._facts = facts
+        RESIDENT.add(self)
+        self._starting = self._loop.begin(_started(config, self._steps, quiet))
+        engine = self._engine = self._starting.result()
+        self._processes = processes(_OWN_PROCESSES) - self._others
         self._sampling, self._delta = SamplingParams, RequestOutputKind.DELTA
-        self._names = (f"lem_kit-{number}" for number in itertools.count())
-        self._tap = Tap(steps)
-        self.timing = self._tap.onto(engine.output_processor)
+        self._tap.onto(engine.output_processor)
         self._serve_options = _keywords(engine.generate) - _OWN_OPTIONS
         self._sampling_options = _keywords(SamplingParams) - _OWN_OPTIONS
         self._context = int(engine.model_config.max_model_len)
@@ -208,7 +228,7 @@ class VLLM:
         return error
 
     def describe(self) -> dict[str, Any]:
-        return self._facts
+        return {**self._facts, "effective": {**self._facts["effective"], "timing": self._tap.timing}}
 
     def counters(self) -> dict[str, float]:
         """The running batch, the queue and the cache, as the engine logged them at its steps."""
@@ -220,14 +240,21 @@ class VLLM:
 
     def close(self) -> None:
         """End the engine and wait until its processes are gone, which gives the GPU's memory back."""
-        if self._engine is None:
+        if self._closed:
             return
+        self._closed = True
+        while self._starting is not None and not self._starting.done():  # nothing but the end of its processes stops it
+            kill(processes(_OWN_PROCESSES) - self._others)
+            time.sleep(0.1)
+        if self._engine is None and self._starting is not None and self._starting.exception() is None:
+            self._engine = self._starting.result()
         with contextlib.suppress(Exception):  # of an engine that is dead already
             self._loop.call(_shut(self._engine))
-        self._engine = None
+        self._engine = self._starting = None
+        RESIDENT.discard(self)
         self._loop.close()
         gc.collect()  # what is left of it would be shut down again when the interpreter ends, and complain
-        left = ended(self._processes)
+        left = ended(self._processes or processes(_OWN_PROCESSES) - self._others)
         if left:
             warnings.warn(f"vLLM left {len(left)} processes behind, which were killed: {left}.", stacklevel=2)
         self._log.clear()
@@ -250,11 +277,14 @@ async def _started(config: Any, steps: Steps, quiet: bool) -> Any:
 
         def log_engine_initialized(self) -> None: ...
 
-    return AsyncLLM.from_vllm_config(config, stat_loggers=None if quiet else [Listener], disable_log_stats=quiet)
+    # Each of several engines would have a listener of its own, and what one of them says is not of all.
+    listeners = None if quiet or config.parallel_config.data_parallel_size > 1 else [Listener]
+    return AsyncLLM.from_vllm_config(config, stat_loggers=listeners, disable_log_stats=quiet)
 
 
 async def _shut(engine: Any) -> None:
-    engine.shutdown()
+    if engine is not None:
+        engine.shutdown()
 
 
 def _of_config(config: Any, path: str, name: str) -> dict[str, Any]:
@@ -265,6 +295,7 @@ def _of_config(config: Any, path: str, name: str) -> dict[str, Any]:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             kept = {field.name: _plain(getattr(value, field.name, None)) for field in dataclasses.fields(value)}
             kept = {key: name if item == path else item for key, item in kept.items() if item is not None}
+            kept = {key: "(not kept)" if _readback.is_secret(key) else item for key, item in kept.items()}
             told[part.name] = {key: item for key, item in kept.items() if not str(item).startswith("/")}
     return told
 
@@ -289,15 +320,17 @@ def _keywords(function: Callable[..., Any]) -> set[str]:
 def _settle_environment() -> Log:
     """What the engine reads from the environment when it is imported, where the user has not said otherwise."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook: its threads and CUDA must not be forked
+    if not hasattr(sys.modules["__main__"], "__file__") or threading.active_count() > 1:
+        # A notebook, or a process with other threads: a fork may copy a lock that one of them holds, and hang.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    given = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
-    if given and not given.endswith(Log.SETTINGS):
-        return Log(None)
-    log = Log(models.cache_folder() / "logs" / f"vllm-{os.getpid()}.log")
-    if given is None and "vllm" not in sys.modules:
-        os.environ["VLLM_LOGGING_CONFIG_PATH"] = log.settle("vllm", os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
-    return log if log.settings.exists() else Log(None)
+    global _log
+    if _log is None:
+        _log = Log(None)
+        if "VLLM_LOGGING_CONFIG_PATH" not in os.environ and "vllm" not in sys.modules:
+            # Process numbers repeat among containers, which may share this folder.
+            _log = Log(models.cache_folder() / "logs" / f"vllm-{os.getpid()}-{secrets.token_hex(4)}.log")
+            os.environ["VLLM_LOGGING_CONFIG_PATH"] = _log.settle("vllm", os.environ.get("VLLM_LOGGING_LEVEL", "INFO"))
+    return _log
 
 
 def _sentence(error: BaseException) -> str:
