@@ -8,10 +8,10 @@ walls are kept around the instant of the next update, and two around the period:
     one that shows the new value      lowers the upper wall to the end of the call
     both walls, and those around an early update n periods ago, confine the period to their distance / n
 
-Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known; every eighth
-comes when the update is surely over, for of a call that meets an update it is not known which value it saw, and one that is
-sure tells it for those beside it. After a call that took so long that an update was passed over, the next ones tell nothing
-about the walls until one is surely after its update.
+Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known. Every sixteenth
+ends before the update, for of a call that meets one it is not known which value it saw, and one that is sure tells it for
+those beside it. After a call that took so long that an update was passed over, the next ones tell nothing about the walls
+until one is surely after its update.
 
 Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
 interval.
@@ -30,7 +30,7 @@ NEEDED = 6  # updates seen before a period is believed
 AGAIN_NS = 1_000_000  # after a call that came too early; then twice that, and so on
 MOST_TRIES = 7
 EARLY_EVERY = 3
-SURE_EVERY = 8
+SURE_EVERY = 16
 NARROW = 0.8  # part of a period that a call may take, with the time to the one before, while the period is looked for
 VERY_NARROW = 0.25  # the same for calls at the interval, which may seem to have a period of their own
 STOOD = 60  # a counter that did not change in so many calls, and then does, is watched again
@@ -53,6 +53,7 @@ class Pace:
         self._passed = 0  # periods between that one and the next
         self._tries = 0
         self._calls = 0
+        self._took_ns = 0  # the last call
         self._sure = True  # the value that the last call showed is that of the update before the walls
         self._fast = False  # updated more often than it is to be read: its age is known then, which is enough
 
@@ -71,7 +72,8 @@ class Pace:
             return self._next(now_ns)
         low, high = self._walls
         ended_ns = series.t_ns[-1]
-        began_ns = ended_ns - (series.took_ns[-1] if series.took_ns else 0)
+        self._took_ns = series.took_ns[-1] if series.took_ns else 0
+        began_ns = ended_ns - self._took_ns
         if not self._sure:  # what is new may be of an update before, so it moves no wall
             self._sure = ended_ns <= low or began_ns >= high
             return self._next(now_ns) if ended_ns > low else max(now_ns + AGAIN_NS, int((low + high) / 2))
@@ -163,8 +165,10 @@ class Pace:
         self._passed += periods
         self._tell()
         low, high = self._walls
-        if not self._sure or self._calls % SURE_EVERY == 1:
+        if not self._sure:
             return int(high) + AGAIN_NS  # surely after the update
+        if self._calls % SURE_EVERY == 1:
+            return int(low) - self._took_ns - AGAIN_NS  # surely before it
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
 

@@ -194,15 +194,18 @@ def _aged(series: Series, refresh_ns: float) -> list[Knot]:
 
 
 def _on_grid(series: Series, grid: Grid) -> list[Knot]:
-    """A value comes from the last update before its call, or from one that the call met; and each new one from a later
-    update than the one before. Where that leaves several updates, it is told by knots around it that are sure."""
+    """A value comes from the last update before its call, or from one that the call met, and so for each call that shows
+    it; each new one comes from a later update than the one before. Where that leaves several updates, it is told by knots
+    around it that are sure."""
     t, v, took = series.t_ns, series.value, series.took_ns
     rows: list[list[int]] = []  # reading, and the first and last update that its value may come from
     for i in range(len(t)):
-        if i > 0 and v[i] == v[i - 1]:
-            continue
         before = grid.last_before(t[i] - (took[i] if took else 0))
         after = grid.last_before(t[i])
+        if i > 0 and v[i] == v[i - 1]:
+            if rows and before <= rows[-1][2] and after >= rows[-1][1]:  # both calls saw the same update
+                rows[-1][1:] = max(rows[-1][1], before), min(rows[-1][2], after)
+            continue
         if rows and before <= rows[-1][1]:
             before = rows[-1][1] + 1
         if before > after and before <= grid.last_before(t[i] + MOST_JITTER * grid.period_ns):

@@ -80,7 +80,7 @@ def test_three_seconds_tell_which_update_a_call_saw(took_ms: float, looks: float
         assert max(knot.half_ns for knot in found if knot.t_ns > start_ns + 1200 * MS) < 10 * MS
         for knot in found:
             true_ns = counter._phase_ns + round(knot.joules / 20) * counter.period_ns
-            assert abs(true_ns - knot.t_ns) <= knot.half_ns + MS / 20
+            assert abs(true_ns - knot.t_ns) <= knot.half_ns + MS / 4
     assert unknown <= 2, "of 62"
 
 
@@ -90,7 +90,7 @@ def test_it_finds_the_period_and_then_reads_about_once_per_update(took_ms: float
     counter.run(3)
     found = next(i for i, half_ns in enumerate(counter.grids) if half_ns < float("inf"))
     assert counter.calls_ns[found] - 10**12 < 0.7e9, "six updates, watched closely"
-    assert 1.0 <= counter.calls_per_update(20) <= (1.55 if took_ms == 4 else 1.8)
+    assert 1.0 <= counter.calls_per_update(20) <= (1.6 if took_ms == 4 else 1.9)
     assert counter.pace.grid is not None
     assert counter.pace.grid.period_ns == pytest.approx(counter.period_ns, rel=1.5e-3)
     # What is found may be of any instant of the call: nothing tells more than half of a call.
