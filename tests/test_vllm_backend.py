@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -194,6 +194,16 @@ def test_a_sentence_of_an_error() -> None:
     named = "1 validation error for CacheConfig\nblock_size\n  Input should be 1 or 8 [type=literal_error, ...]\n more"
     assert vllm._sentence(ValueError(named)) == "block_size: Input should be 1 or 8"
     assert vllm._sentence(KeyError()) == "KeyError" and vllm._sentence(OSError("a\nb")) == "a"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="the real one is here")
+def test_a_release_without_the_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ModuleType("vllm")
+    old.__version__, old.__path__ = "0.1.2", []  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", old)
+    monkeypatch.setattr(vllm, "_settle_environment", lambda: _processes.Log(None))
+    with pytest.raises(LemError, match=r"vLLM 0\.1\.2 has no vllm\.engine.*pip install -U 'lem_kit\[vllm\]'"):
+        vllm.load("tiny-llama")
 
 
 # --- with it ----------------------------------------------------------------------------------------------------------

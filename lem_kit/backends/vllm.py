@@ -35,7 +35,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from .. import models
-from ..errors import LemError, nearest
+from ..errors import LemError, Unavailable, nearest
 from ..measurement import Request, TokenEvent, jsonable
 from ..trace import Series
 from . import RESIDENT, _checkpoint, _readback
@@ -64,8 +64,14 @@ def load(model: str, **engine_args: Any) -> VLLM:
     log = _settle_environment()
     import torch
     import vllm
-    from vllm.engine.arg_utils import AsyncEngineArgs
 
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM  # noqa: F401 (whether it is there)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("vllm."):
+            raise
+        raise Unavailable(f"vLLM {vllm.__version__} has no {error.name}", "pip install -U 'lem_kit[vllm]'") from error
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - {"model"}
     for name in engine_args:
         if name not in known:
