@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from . import baseline as baselines
 from .backends import COUNTERS
+from .hardware import gpu_utilization, peak_memory_used_bytes, peak_power_w, precision, quantization  # noqa: F401 (as below)
 from .latency import (  # noqa: F401 (users find them here)
     decode_s,
     dispatch_lag_s,
@@ -285,69 +286,6 @@ def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
     return {counter.key: integral_j / counter_j - 1 for counter, _, counter_j, integral_j in both_figures(energy)}
 
 
-def peak_power_w(m: Measurement) -> dict[str, float]:
-    """Highest sampled power of each domain that has a power gauge, W, keyed "source:domain"; empty without gauges.
-
-    Never summed: peaks of several domains are of different instants. Only as fine as the sampling interval, and as the
-    sensor's own averaging window.
-    """
-    return {key: max(watts) for key, watts in _gauge(m, "power_w").items()}
-
-
-def _gauge(m: Measurement, quantity: str) -> dict[str, Sequence[float]]:
-    """What the gauges of that quantity showed in the window, keyed "source:domain"; without those that showed nothing."""
-    gauges = {key.removesuffix(f".{quantity}"): s for key, s in m.trace.gauges.items() if key.endswith(f".{quantity}")}
-    inside = {key: series.between(m.t0_ns, m.t1_ns).value for key, series in gauges.items()}
-    return {key: found for key, found in inside.items() if found}
-
-
-# --- the hardware's side ----------------------------------------------------------------------------------------------
-
-
-def gpu_utilization(m: Measurement) -> dict[str, float]:
-    """Share of the time in which a kernel ran on each GPU, mean of what its driver told in the window, keyed "source:domain"
-    (NVML: utilization.gpu). It says nothing of how much of the GPU the kernels used: that is `flops.mfu`."""
-    return {key: mean(list(shares)) or 0.0 for key, shares in _gauge(m, "sm_utilization").items()}
-
-
-def peak_memory_used_bytes(m: Measurement) -> dict[str, float]:
-    """Most memory of each GPU that was in use at a reading in the window, of all processes together, keyed "source:domain".
-    Engines that fill a GPU with their cache show its size here; what they needed of it is `kv_cache_used_max`."""
-    return {key: max(used) for key, used in _gauge(m, "memory_used_bytes").items()}
-
-
-def precision(m: Measurement) -> str | None:
-    """The number format of the model as loaded, with its quantisation: "bfloat16", "float16, bitsandbytes 4 bit". None where
-    the engine does not tell."""
-    model = (m.backend or {}).get("model") or {}
-    parts = [str(part) for part in (model.get("dtype"), quantization(m)) if part]
-    return ", ".join(parts) or None
-
-
-def quantization(m: Measurement) -> str | None:
-    """The quantisation in force in a few words, its method and the bits where they are told: that of the model as loaded, or
-    else one that the engine was asked to make of it. None where there is none, or the engine does not tell."""
-    model, effective = ((m.backend or {}).get(part) or {} for part in ("model", "effective"))
-    parts = [effective, *(part for part in effective.values() if isinstance(part, Mapping))]
-    asked = [part.get(name) for name in ("quantization", "quant_config") for part in parts]
-    told = model.get("quantization")
-    unnamed = "quantised" if told and not any(name in told for name in _QUANTIZERS) else None
-    return _quantization(told) or unnamed or next((words for words in map(_quantization, asked) if words), None)
-
-
-_QUANTIZERS = ("quant_method", "quant_algo", "quant_type")  # may be there and None, for weights that are not quantised
-
-
-def _quantization(told: Any) -> str | None:
-    if not isinstance(told, Mapping):
-        return str(told) if told else None
-    method = next((told[key] for key in _QUANTIZERS if told.get(key)), None)
-    bits = next((told[key] for key in ("bits", "num_bits", "weight_bits") if told.get(key)), None)
-    bits = bits or next((n for n in (4, 8) if told.get(f"load_in_{n}bit")), None)
-    words = [str(getattr(method, "value", method)) if method else "", f"{bits} bit" if bits else ""]
-    return " ".join(word for word in words if word) or None
-
-
 def quantity(value: float, half_width: float | None, unit: str) -> str:
     """ "12.34 ± 0.42 J": as many digits as the interval leaves meaning, which are two of its own."""
     if half_width is None or not half_width > 0:
@@ -394,31 +332,7 @@ def summary(m: Measurement) -> dict[str, Any]:
         **dict.fromkeys(COUNTERS),
         **m.counters,
     }
-    latencies: dict[str, Callable[[Completion], Any]] = {
-        "ttft_s": ttft_s, "itl_s": itl_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "decode_s": decode_s,
-        "queue_s": queue_s, "prefill_s": prefill_s,
-        "schedule_delay_s": schedule_delay_s, "ttft_sched_s": ttft_sched_s, "e2e_sched_s": e2e_sched_s,
-    }  # fmt: skip
-    for name, metric in latencies.items():
-        samples = values(m, metric)
-        row[f"{name}_mean"] = mean(samples)
-        for q in (50, 90, 99):
-            row[f"{name}_p{q}"] = percentile(samples, q)
-    figures: dict[str, Callable[[Measurement], Figure | None]] = {
-        "energy_j": energy_j,
-        "energy_j_per_repeat": energy_j_per_repeat,
-        "j_per_output_token": j_per_output_token,
-        "j_per_input_token": j_per_input_token,
-        "j_per_total_token": j_per_total_token,
-        "j_per_request": j_per_request,
-        "output_tokens_per_j": output_tokens_per_j,
-        "energy_delay_js": energy_delay_js,
-        "mean_power_w": mean_power_w,
-    }
-    for name, of in figures.items():
-        figure = of(m)
-        row[name] = figure.value if figure else None
-        row[f"{name}_half_width"] = figure.half_width if figure else None
+    row |= _distributions(m) | _figures(m)
     total = energy_j(m)
     row["energy_method"] = total.method if total else None
     row["energy_keys"] = ", ".join(total.keys) if total else None
@@ -435,6 +349,43 @@ def summary(m: Measurement) -> dict[str, Any]:
     for name, value in m.config.items():
         if not isinstance(value, dict | list):
             row[f"config.{name}"] = value
+    return row
+
+
+def _distributions(m: Measurement) -> dict[str, Any]:
+    """Mean and percentiles of every latency."""
+    row: dict[str, Any] = {}
+    latencies: dict[str, Callable[[Completion], Any]] = {
+        "ttft_s": ttft_s, "itl_s": itl_s, "tpot_s": tpot_s, "e2e_s": e2e_s, "decode_s": decode_s,
+        "queue_s": queue_s, "prefill_s": prefill_s,
+        "schedule_delay_s": schedule_delay_s, "ttft_sched_s": ttft_sched_s, "e2e_sched_s": e2e_sched_s,
+    }  # fmt: skip
+    for name, metric in latencies.items():
+        samples = values(m, metric)
+        row[f"{name}_mean"] = mean(samples)
+        for q in (50, 90, 99):
+            row[f"{name}_p{q}"] = percentile(samples, q)
+    return row
+
+
+def _figures(m: Measurement) -> dict[str, Any]:
+    """Energies and what is made of them, each with its half-width."""
+    row: dict[str, Any] = {}
+    figures: dict[str, Callable[[Measurement], Figure | None]] = {
+        "energy_j": energy_j,
+        "energy_j_per_repeat": energy_j_per_repeat,
+        "j_per_output_token": j_per_output_token,
+        "j_per_input_token": j_per_input_token,
+        "j_per_total_token": j_per_total_token,
+        "j_per_request": j_per_request,
+        "output_tokens_per_j": output_tokens_per_j,
+        "energy_delay_js": energy_delay_js,
+        "mean_power_w": mean_power_w,
+    }
+    for name, of in figures.items():
+        figure = of(m)
+        row[name] = figure.value if figure else None
+        row[f"{name}_half_width"] = figure.half_width if figure else None
     return row
 
 

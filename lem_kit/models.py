@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,13 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("LEM_KIT_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lem_kit"
+
+
+def hub_home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the Hugging Face Hub's client keeps what it downloads, as it reads an environment itself."""
+    return Path(
+        environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    ).expanduser()
 
 
 @contextlib.contextmanager

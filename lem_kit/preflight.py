@@ -119,8 +119,7 @@ def results(folder: Path) -> Check:
 def model_caches() -> list[Check]:
     """Room where the Hugging Face Hub's client keeps what it downloads, and where lem_kit keeps the models that it builds;
     one line where both are on one disk."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    hub = os.environ.get("HF_HUB_CACHE") or Path(home, "hub")
+    hub = os.environ.get("HF_HUB_CACHE") or models.hub_home() / "hub"
     found: dict[int, Check] = {}
     for folder, setting in ((Path(hub).expanduser(), "HF_HOME"), (models.cache_folder(), "LEM_KIT_CACHE")):
         place, free = _free_bytes(folder)

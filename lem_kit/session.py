@@ -243,10 +243,11 @@ class Session:
         }
         completions: list[Completion] = []
         lag = traffic.LoopLag()
+        described = jsonable(backend.describe())
         for forget in (getattr(backend, name, dict) for name in ("counters", "steps")):
             forget()  # what it holds by now is of the warm-up
         with self.window(label, config=asked, run_id=run_id, kind="run") as window, _listening(backend, window):
-            window.facts.update(backend=jsonable(backend.describe()), warmup=tuple(warm))
+            window.facts.update(backend=described, warmup=tuple(warm))
             if doubt:
                 window.reasons.append(doubt)
             for number in range(repeats):

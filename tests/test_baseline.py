@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lem_kit import baseline, metrics
+from lem_kit.errors import LemError
 from lem_kit.jupyter import card
 from lem_kit.measurement import REASONS, Energy, Measurement, Repeat
 from lem_kit.statistics import student_t
@@ -152,3 +153,11 @@ def test_a_doubted_baseline_says_so_where_its_figure_is_read() -> None:
     trusted = work(baselines={"bare": baseline.of(idle([60.0, 60.0]))})
     assert metrics.summary(trusted)["net_energy_doubts"] == "" and "baseline_stale" not in card.text(trusted)
     assert metrics.summary(work())["net_energy_doubts"] is None
+
+
+def test_an_engine_in_other_processes_is_neither_bare_nor_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lem_kit.baseline.RESIDENT", {object()})
+    assert baseline.kind_now(None) == baseline.kind_now("engine") == "engine"
+    for kind in ("bare", "context"):
+        with pytest.raises(LemError, match=f"kind='{kind}'.*before it is loaded"):
+            baseline.kind_now(kind)

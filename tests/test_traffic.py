@@ -257,3 +257,12 @@ def test_what_the_work_raises_comes_out() -> None:
 
     with pytest.raises(ValueError, match="as it was"):
         traffic.run_blocking(broken())
+
+
+def test_stamps_of_two_clocks_are_not_called_the_engines() -> None:
+    def source(*events: TokenEvent) -> str:
+        return traffic._completion(list(events), 0, 1, 9, None, 0).timing_source
+
+    engine, end = TokenEvent(0, 1, 5, "engine"), TokenEvent(0, 0, 8, "client", finish_reason="length")
+    assert source(engine, engine, end) == "engine", "the last one only tells the reason"
+    assert source(engine, TokenEvent(0, 1, 7), end) == "client" and source() == "client"

@@ -84,16 +84,16 @@ def _config_file(path: str, revision: str | None) -> Path | None:
 def _elements(folder: Path) -> int | None:
     """Numbers in the safetensors files of a folder, None without any. Some hold a second copy in another layout, or an
     adapter: only the files that the index names count, or else those that are named as a model's are."""
-    shapes: list[Any] = []
     index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [folder / name for name in names]
         if not all(file.is_file() for file in files):
             return None
+    else:
+        files = [f for f in folder.glob("*.safetensors") if not f.name.startswith(("consolidated", "adapter"))]
+    shapes: list[Any] = []
     for file in files:
-        if file.name.startswith(("consolidated", "adapter")) and not index.is_file():
-            continue
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         shapes += [tensor["shape"] for key, tensor in header.items() if key != "__metadata__"]

@@ -161,7 +161,8 @@ class Steps:
 
     def record(self, stats: Any) -> None:
         running = stats.num_running_reqs + self.finished
-        row = (running, stats.num_waiting_reqs, stats.kv_cache_usage)
+        waiting = stats.num_waiting_reqs + getattr(stats, "num_skipped_waiting_reqs", 0)  # and those put off for a while
+        row = (running, waiting, stats.kv_cache_usage)
         t_ns, self.t_ns, self.finished = self.t_ns or time.monotonic_ns(), 0, 0
         with self._lock:
             if not self._stamps or t_ns > self._stamps[-1]:

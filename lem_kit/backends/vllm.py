@@ -86,7 +86,7 @@ def load(model: str, **engine_args: Any) -> VLLM:
     except Exception as error:  # it has no one class for what it rejects
         raise LemError(f"vLLM cannot load '{model}' as asked: {_sentence(error)}") from error
     facts = {"engine": "vllm", "version": vllm.__version__, "torch": torch.__version__, "requested": requested}
-    backend, began = VLLM(log, facts), log.size()
+    backend = VLLM(log, facts)
     try:
         # No name here for the engine: some import keeps this frame, and the engine could never be freed.
         backend.start(config, bool(asked.get("disable_log_stats")))
@@ -94,7 +94,7 @@ def load(model: str, **engine_args: Any) -> VLLM:
         facts["model"] = _checkpoint.facts(model, path, config.model_config.revision, dtype)
         facts["effective"] = _of_config(config, path, model)
     except BaseException as error:  # an interrupt must not leave an engine behind that nobody can close
-        cause = log.cause(began) or _sentence(error)
+        cause = backend.cause(error)
         backend.close()
         if not isinstance(error, Exception):
             raise
@@ -224,11 +224,16 @@ class VLLM:
         if self._engine is None:
             raise LemError("This backend is closed: load it again with lem_kit.load_backend.")
 
+    def cause(self, error: BaseException) -> str:
+        """What the engine's own log says first of why, or else the error."""
+        return self._log.cause(self._began) or _sentence(error)
+
     def _explained(self, error: Exception) -> Exception:
         """An error of the engine's in a sentence that says what to do."""
         if self._engine is None or getattr(self._engine, "errored", False):
-            cause = self._log.cause(self._began) or _sentence(error)
-            return RuntimeError(f"vLLM's engine process has died ({cause}): load the model again.{self._log.hint()}")
+            return RuntimeError(
+                f"vLLM's engine process has died ({self.cause(error)}): load the model again.{self._log.hint()}"
+            )
         if "ValidationError" in (kind.__name__ for kind in type(error).__mro__):
             return LemError(f"vLLM rejects a request: {_sentence(error)}")
         return error

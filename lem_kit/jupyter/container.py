@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lem_kit.models import cache_folder
+from lem_kit.models import cache_folder, hub_home
 
 LABEL = "lem_kit.kernel"
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -62,8 +62,8 @@ def main(kernel_json: str, connection_file: str, *kernel_arguments: str) -> int:
 
 def kernel_environment(given: Mapping[str, str]) -> dict[str, str]:
     """The environment of the runtime's command: the client's, with the caches by absolute names, for `~` differs inside."""
-    hub = given.get("HF_HOME") or os.path.join(given.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    caches = {"HF_HUB_CACHE": "", "HF_DATASETS_CACHE": "", **given, "HF_HOME": hub, "LEM_KIT_CACHE": str(cache_folder())}
+    ours = {"HF_HOME": str(hub_home(given)), "LEM_KIT_CACHE": str(cache_folder())}
+    caches = {"HF_HUB_CACHE": "", "HF_DATASETS_CACHE": "", **given, **ours}
     return {**given, **{name: os.path.abspath(os.path.expanduser(caches[name])) for name in CACHES if caches[name]}}
 
 
