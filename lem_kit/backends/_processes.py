@@ -1,7 +1,7 @@
 """The processes that an engine starts, and the file that they log to.
 
-The one idea: an engine in processes of its own dies out of sight; its log says why, and that its processes are gone says
-that the memory they held on a GPU is free.
+The one idea: an engine in processes of its own dies out of sight; its log says why, and the GPUs' drivers say whether the
+memory that its processes held has come back.
 
 Not covered: the log of an engine whose logging the user has set up.
 """
@@ -13,10 +13,15 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..energy import memory_used_bytes
+
+_FREED_S = 5.0  # a driver takes a moment to free what a process held that has ended
+_SMALL_BYTES = 64 * 2**20  # what a driver itself may take meanwhile
 _ENDS_S = 20.0  # how long the processes of a closed engine may take to end before they are killed
 
 
@@ -104,6 +109,17 @@ def ended(processes: Iterable[Process]) -> list[int]:
     _, left = psutil.wait_procs(alive, timeout=_ENDS_S)
     kill(Process(process.pid, process.create_time()) for process in left)
     return [process.pid for process in left]
+
+
+def memory_left(before: Mapping[str, int], patience_s: float = _FREED_S) -> dict[str, int]:
+    """Bytes that are still in use on each GPU beyond what was `before`, once that has stopped; {} where it has come back."""
+    end = time.monotonic() + patience_s
+    while True:
+        now = memory_used_bytes()
+        left = {gpu: now[gpu] - used for gpu, used in before.items() if now.get(gpu, 0) - used > _SMALL_BYTES}
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.1)
 
 
 def kill(processes: Iterable[Process]) -> None:

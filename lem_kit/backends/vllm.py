@@ -35,11 +35,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from .. import models
+from ..energy import memory_used_bytes
 from ..errors import LemError, Unavailable, nearest
 from ..measurement import Request, TokenEvent, jsonable
 from ..trace import Series
 from . import RESIDENT, _checkpoint, _readback
-from ._processes import Log, Process, ended, kill, processes
+from ._processes import Log, Process, ended, kill, memory_left, processes
 from ._steps import Loop, Row, Steps, Tap, abandon
 
 NEEDS = {
@@ -118,6 +119,7 @@ class VLLM:
         self._names = (f"lem_kit-{number}" for number in itertools.count())
         self._engine: Any = None
         self._others = processes(_OWN_PROCESSES)
+        self._used_before = memory_used_bytes()
         self._processes: set[Process] = set()
         self._starting: Future[Any] | None = None
         self._closed = False
@@ -250,7 +252,7 @@ class VLLM:
         return self._steps.series()
 
     def close(self) -> None:
-        """End the engine and wait until its processes are gone, which gives the GPU's memory back."""
+        """End the engine, wait until its processes are gone, and see whether the GPUs' memory has come back."""
         if self._closed:
             return
         self._closed = True
@@ -268,6 +270,8 @@ class VLLM:
         left = ended(self._processes or processes(_OWN_PROCESSES) - self._others)
         if left:
             warnings.warn(f"vLLM left {len(left)} processes behind, which were killed: {left}.", stacklevel=2)
+        for gpu, size in memory_left(self._used_before).items():
+            warnings.warn(f"{gpu} has {size / 2**30:.1f} GiB more in use than before vLLM: see `nvidia-smi`.", stacklevel=2)
         self._log.clear()
 
 

@@ -12,11 +12,16 @@ It may also have a function, quick and without side effects, that looks at its h
 
     preflight(argument: str | None, sys_root: Path, least: tuple[int, int] | None) -> list[Check]
 
+and one that tells how much memory of each of its devices is in use, by anybody, by the device's lasting name:
+
+    memory_used_bytes() -> dict[str, int]
+
 Not covered here: when to read (`sampler`), energy between two instants (`trace`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -128,6 +133,16 @@ def open_sources(specs: Iterable[str] | None = None) -> tuple[list[EnergySource]
             source.close()
         raise
     return opened, unavailable
+
+
+def memory_used_bytes() -> dict[str, int]:
+    """Memory in use on each device that a source can ask, by the device's lasting name; devices that do not answer, and
+    sources whose library is not here, are left out."""
+    found: dict[str, int] = {}
+    for name in source_names():
+        with contextlib.suppress(Exception):
+            found |= getattr(importlib.import_module(f"{__name__}.{name}"), "memory_used_bytes", dict)()
+    return found
 
 
 def checks(sys_root: Path = Path("/"), least: tuple[int, int] | None = None) -> list[Check]:

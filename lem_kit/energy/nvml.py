@@ -72,6 +72,19 @@ def preflight(argument: str | None, sys_root: Path, least: tuple[int, int] | Non
     return checks(pynvml, sys_root, least)
 
 
+def memory_used_bytes() -> dict[str, int]:
+    """Of every board that answers, by UUID. The driver is asked for it alone, and let go of."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        boards, _ = all_boards(pynvml, {})
+        asked = {board.uuid: or_none(pynvml, pynvml.nvmlDeviceGetMemoryInfo, board.handle) for board in boards}
+    finally:
+        pynvml.nvmlShutdown()
+    return {uuid: int(memory.used) for uuid, memory in asked.items() if memory is not None}
+
+
 class NvmlSource:
     """Counters, power and gauges of the chosen boards. `failures` holds a sentence for each that the last read missed."""
 
