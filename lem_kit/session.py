@@ -401,7 +401,9 @@ def _listening(backend: Backend, window: Window) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):  # of an engine that died: what it did not tell must not hide what happened
             window.facts["counters"] = jsonable(counters())
-            window.gauges.update({f"{backend.name}:engine.{name}": series for name, series in steps().items()})
+            # A last, empty step of the warm-up may be logged only after it has been asked to forget: that one is cut off.
+            mine = {name: series.between(window.span.t0_ns, time.monotonic_ns()) for name, series in steps().items()}
+            window.gauges.update({f"{backend.name}:engine.{name}": series for name, series in mine.items()})
 
 
 def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:

@@ -18,7 +18,7 @@ from lem_kit.energy import EnergySource, Reading
 from lem_kit.errors import LemError
 from lem_kit.measurement import TokenEvent
 from lem_kit.sampler import Sampler
-from lem_kit.trace import Domain
+from lem_kit.trace import Domain, Series
 
 
 class Meter:
@@ -250,14 +250,20 @@ class Counting:
     name, concurrent = "counting", True
 
     def __init__(self) -> None:
-        self.tokens, self.asked, self.dead = 0.0, 0, False
+        self.tokens, self.asked, self.dead, self.late = 0.0, 0, False, Series()
 
     async def generate(self, requests: Sequence[lem.Request]) -> AsyncIterator[TokenEvent]:
         if self.dead:
             raise RuntimeError("the engine is gone")
         for index in range(len(requests)):
             self.tokens += 1
-            yield TokenEvent(index, 1)
+            event = TokenEvent(index, 1)
+            self.late.append(event.t_ns, self.tokens)
+            yield event
+
+    def steps(self) -> dict[str, Series]:
+        """Told late: the caller has no way to make it forget what it has not logged yet."""
+        return {"batch_requests": self.late}
 
     def counters(self) -> dict[str, float]:
         self.asked += 1
@@ -278,6 +284,8 @@ def test_what_the_engine_counts_is_of_the_measured_time_alone(tmp_path: Path) ->
         m = s.run(engine, requests, lem.traffic.burst(), repeats=2, warmup=4)
         assert m.counters == {"batch_requests_max": 6.0} and engine.asked == 2, "without the warm-up, over both repeats"
         assert lem.load(tmp_path / m.run_id).counters == m.counters
+        steps = m.trace.gauges["counting:engine.batch_requests"]
+        assert len(engine.late.t_ns) == 18 and list(steps.t_ns) == [t for c in m.completions for t, _ in c.events]
         assert metrics.summary(m)["batch_requests_max"] == 6.0
         engine.dead = True
         with pytest.raises(LemError, match="Every request failed"):  # and not what its counters raise
