@@ -123,7 +123,7 @@ class Course:
         seen = self._samples.t_ns
         first, end = bisect_left(seen, t_ns - int(3 * self.period_ns)), bisect_right(seen, t_ns + int(3 * self.period_ns))
         powers += [watts * 1e-9 for watts in self._samples.watts[first:end]]
-        edge = self._sampled(a, b, t_ns, half_ns) or self._interpolated(found, k, t_ns, half_ns, powers)
+        edge = self._sampled(a, b, t_ns, half_ns, grid is not None) or self._interpolated(found, k, t_ns, half_ns, powers)
         apart_ns = max(a.half_ns, b.half_ns) - grid.half_ns if grid else 0.0
         if grid and apart_ns > 0.0:  # a knot that may be of one of several updates
             return edge._replace(timing_ns=grid.half_ns, shape_j=math.hypot(edge.shape_j, max(powers) * apart_ns))
@@ -137,7 +137,7 @@ class Course:
         for k, (a, b) in enumerate(itertools.pairwise(found)):
             points.append((a.t_ns, a.joules))
             inside = samples.breaks_ns(a.t_ns, b.t_ns)
-            if inside and self._sampled(a, b, int(inside[0]), 0.0) is not None:
+            if inside and self._sampled(a, b, int(inside[0]), 0.0, True) is not None:
                 start, end = samples.sum_to(a.t_ns), samples.sum_to(b.t_ns)
                 scale = (b.joules - a.joules) / (end - start)
                 points += ((t_ns, a.joules + scale * (samples.sum_to(t_ns) - start)) for t_ns in inside)
@@ -157,7 +157,7 @@ class Course:
         far = abs(distance_ns) > 2 * knot.half_ns
         return Edge(knot.joules + power * distance_ns, shape, 0.0, (power, power), far)
 
-    def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float) -> Edge | None:
+    def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float, on_grid: bool) -> Edge | None:
         """The course inside the cell from the samples of power in it; None if they are too few to tell."""
         samples = self._samples
         if not self._dense(a, b):
@@ -170,7 +170,10 @@ class Course:
         power, piece_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
         unexplained_j = max(self.unexplained_j, power * scale * self._unexplained_ns)
-        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * unexplained_j)
+        # On a grid, what a cell shows is the doubt about both of its ends, and an instant inside it has a part of each.
+        f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
+        part = math.sqrt((f**2 + (1 - f) ** 2) / 2) if on_grid else 1.0
+        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * unexplained_j * part)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)))

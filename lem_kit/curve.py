@@ -39,8 +39,9 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         shape  = spread * f * (1 - f) * T                 f: how far t lies in the piece of length T that S cannot resolve
         timing = |P(t1) - P(t0)| * h                      when one grid gives all knots: a shift moves both edges alike
                = hypot(P(t0) * h0, P(t1) * h1)            otherwise; h: half-widths of the knots' instants
-        beyond = 1.96 rms(counter - samples) over cells   with samples, less what shape allows
-        n      = sqrt(shape(t0)^2 + shape(t1)^2 + 2 beyond^2 + timing^2) + resolution
+        cells  = 1.96 rms(counter - samples) over cells   with samples, less what shape allows
+        beyond = cells * sqrt((g^2 + (1 - g)^2) / 2)      g: how far t lies in its cell, whose two ends share that doubt
+        n      = sqrt(shape(t0)^2 + shape(t1)^2 + beyond(t0)^2 + beyond(t1)^2 + timing^2) + resolution
         u      = sqrt(n^2 + (relative_error * E)^2)
 
     `spread` is the range of the powers around t: a load that switches between two powers a and b inside a piece makes

@@ -346,6 +346,20 @@ def test_a_counter_shows_what_samples_beside_it_miss() -> None:
         assert integral.uncertainty_j == pytest.approx(1.96 * 1.0 if jagged else 0.0, abs=0.05)
 
 
+def test_an_edge_between_two_updates_has_a_part_of_the_doubt_about_each() -> None:
+    """The same counter, watched so closely that its updates are seen to keep to a grid."""
+    trace, series = sampled([200.0] * 301), Series()
+    for reading in range(0, 6000, 5):
+        k = reading // 100
+        series.append(reading * MS, 20.0 * k + 1.0 * (k % 2), 1)
+    trace.counters["meter:gpu0"] = series
+    trace.domains["meter:gpu0"] = Domain("gpu", "counter")
+    whole = 1.96 * 1.48 * 0.005 * 210  # what a cell shows: of both its ends together
+    for into_ms, part in ((0, math.sqrt(1 / 2)), (20, math.sqrt((0.2**2 + 0.8**2) / 2)), (50, 1 / 2)):
+        found = energy_between(trace, "meter:gpu0", (2_000 + into_ms) * MS, (3_000 + into_ms) * MS)
+        assert found.uncertainty_j == pytest.approx(math.sqrt(2) * part * whole, rel=0.06)
+
+
 def test_samples_shape_a_cell_and_keep_its_energy() -> None:
     """A counter of exactly known age every 100 ms, 20 J each: all of it was used in the last 20 ms of each cell."""
     trace = sampled([1000.0 if k % 5 == 0 else 0.0 for k in range(301)])
