@@ -16,7 +16,7 @@ import os
 import re
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,17 +94,18 @@ def runs(folder: str | Path) -> Iterator[Measurement]:
             warnings.warn(str(error), stacklevel=2)
 
 
-def frame(folder: str | Path) -> pd.DataFrame:
-    """One row per measurement in `folder` with every metric, recomputed from the raw files. Columns: those of
-    `metrics.summary`, `phases.summary` and `flops.summary`.
+def frame(measurements: str | Path | Iterable[Measurement]) -> pd.DataFrame:
+    """One row per measurement, in a folder of runs or given as they are, with every metric recomputed from the raw facts.
+    Columns: those of `metrics.summary`, `phases.summary` and `flops.summary`.
 
-    Incomplete runs are named in a warning, never read as results.
+    Incomplete runs of a folder are named in a warning, never read as results.
     """
     import pandas as pd
 
     from . import flops, metrics, phases
 
-    return pd.DataFrame([{**metrics.summary(m), **phases.summary(m), **flops.summary(m)} for m in runs(folder)])
+    found = runs(measurements) if isinstance(measurements, str | Path) else measurements
+    return pd.DataFrame([{**metrics.summary(m), **phases.summary(m), **flops.summary(m)} for m in found])
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -131,6 +131,8 @@ def test_frame_reads_whole_runs_and_names_the_others(tmp_path: Path) -> None:
     assert rows["energy_j"][0] == 12.5 and rows["energy_j"].isna()[1]
     assert rows["config.batch_size"].tolist() == [1, 1]
     assert rows["mfu"].isna().all() and rows["flop_method"].isna().all()
+    as_they_are = lem.frame(store.load(tmp_path / name) for name in "ab")
+    assert as_they_are.equals(rows)
 
 
 @pytest.mark.parametrize(
