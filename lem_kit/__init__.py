@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,12 +16,18 @@ _HOMES = {
     "load_backend": "backends",
     "load": "store",
     "frame": "store",
+    "search": "study.search",
+    "compare": "comparison",
+    "plot_compare": "plots",
+    "repeat_until": "statistics",
 }
-_MODULES = ("flops", "goodput", "metrics", "models", "phases", "prompts", "report", "steady", "traces", "traffic")
+_MODULES = ("flops", "goodput", "lengths", "metrics", "models", "phases", "prompts", "report", "steady", "traces", "traffic")
 __all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Session" and "ipykernel" in sys.modules:  # with or without %load_ext, long windows in a notebook have a view
+        importlib.import_module(".jupyter.live", __name__).enable()
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     if name in _MODULES:
@@ -33,7 +40,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext lem_kit`: registers `%%measure_energy`."""
+    """`%load_ext lem_kit`: registers `%%measure_energy`, `%lem_auto` and `%lem_status`."""
     from .jupyter import load
 
     load(shell)

@@ -186,20 +186,21 @@ class Schedule:
         offsets_s = self.schedule(count)
         slots = asyncio.Semaphore(self.concurrency or count)
         due = [asyncio.get_running_loop().create_future() for _ in offsets_s]
-        start_ns = time.monotonic_ns()
-        wanted_ns = [start_ns + round(offset_s * 1e9) for offset_s in offsets_s]
 
         async def pace() -> None:
-            for sched_ns, ready in zip(wanted_ns, due):
+            await asyncio.sleep(0)  # until all of them wait: to begin thousands takes longer than their first gaps
+            start_ns = time.monotonic_ns()
+            for offset_s, ready in zip(offsets_s, due):
+                sched_ns = start_ns + round(offset_s * 1e9)
                 while (wait_ns := sched_ns - time.monotonic_ns()) > 0:
                     await asyncio.sleep(wait_ns / 1e9)
                 await slots.acquire()
-                ready.set_result(None)
+                ready.set_result(sched_ns)
 
         async def one(i: int) -> None:
-            await due[i]
+            sched_ns = await due[i]
             try:
-                await submit([i], wanted_ns[i])
+                await submit([i], sched_ns)
             finally:
                 slots.release()
 

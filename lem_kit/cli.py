@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
     run.set_defaults(command=_study_run)
 
+    search = commands.add_parser("search", help="look for the fewest joules per output token under limits on latencies")
+    search.add_argument("file", type=Path, help="a search file, for example data/studies/search.yaml")
+    search.add_argument("--out", type=Path, metavar="FOLDER", help="where the runs go (data/<name of the search file>)")
+    search.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
+    search.set_defaults(command=_search)
+
     kernels = commands.add_parser("kernels", help="Jupyter kernels, one per backend").add_subparsers(
         required=True, metavar="install | list | remove"
     )
@@ -66,9 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path)
     report.set_defaults(command=_report)
 
-    export = commands.add_parser("export", help="turn an executed notebook into one offline HTML file")
-    export.add_argument("notebook", type=Path)
-    export.add_argument("--html", type=Path, metavar="FILE", help="the file to write (beside the notebook)")
+    export = commands.add_parser("export", help="an executed notebook as one offline HTML file; a run in other formats")
+    export.add_argument("path", type=Path, help="a notebook, a run folder, or (for --csv) a folder of runs")
+    export.add_argument("--html", type=Path, metavar="FILE", help="of a notebook: the file to write (beside it)")
+    export.add_argument("--boamps", type=Path, metavar="FILE", help="of a run: a BoAmps energy report, JSON")
+    export.add_argument("--serving-json", type=Path, metavar="FILE", help="of a run: as vLLM's `bench serve` saves a result")
+    export.add_argument("--csv", type=Path, metavar="FILE", help="of a run or a folder of runs: the columns of lem.frame")
+    export.add_argument(
+        "-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE",
+        help="what only you know of a BoAmps report: -p infraType=onPremise -p country=france",
+    )  # fmt: skip
     export.set_defaults(command=_export)
     return parser
 
@@ -120,9 +133,7 @@ def _study_run(options: argparse.Namespace) -> int:
     overrides = dict(_assignment(text) for text in options.parameters)
     folder = options.out or Path("data") / options.file.stem
     outcomes = study.run(study.read(options.file), folder, overrides, say=print)
-    measured = [outcome.measurement for outcome in outcomes if outcome.measurement is not None]
-    if measured:
-        print(f"\n{report.table(measured).to_string(index=False)}\n")
+    print(f"\n{report.table([outcome.measurement for outcome in outcomes]).to_string(index=False)}\n")
     failed = sum(not outcome.ok for outcome in outcomes)
     if failed:
         print(
@@ -130,6 +141,15 @@ def _study_run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from .study import search
+
+    asked = search.read(options.file, dict(_assignment(text) for text in options.parameters))
+    found = search.search(**asked, folder=options.out or Path("data") / options.file.stem, say=print)
+    print(f"\n{found!r}")
+    return 0 if found.best else 1
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -187,7 +207,23 @@ def _report(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from . import export
 
-    target = options.html or options.notebook.with_suffix(".html")
-    export.html(options.notebook, target)
-    print(target)
+    facts = dict(_assignment(text) for text in options.parameters)
+    asked = {name: getattr(options, name) for name in ("boamps", "serving_json", "csv") if getattr(options, name)}
+    if facts and not options.boamps:
+        raise LemError("-p is for a BoAmps report: name the file to write with --boamps FILE.")
+    if asked and options.path.suffix == ".ipynb":
+        raise LemError(f"{options.path} is a notebook, which becomes HTML: give a run folder for other formats.")
+    if options.path.is_dir() and (options.html or not asked):
+        raise LemError(
+            f"{options.path} is a folder: say what to write of it (--boamps, --serving-json or --csv FILE), or make a "
+            f"report in HTML with `lem report {options.path}`."
+        )
+    if options.boamps:
+        print(export.write_boamps(options.path, options.boamps, facts))
+    if options.serving_json:
+        print(export.write_serving_json(options.path, options.serving_json))
+    if options.csv:
+        print(export.write_csv(options.path, options.csv))
+    if not asked:
+        print(export.html(options.path, options.html or options.path.with_suffix(".html")))
     return 0

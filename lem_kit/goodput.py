@@ -73,7 +73,13 @@ def per_s(m: Measurement, **limits: float) -> float | None:
 
 
 def per_j(m: Measurement, **limits: float) -> metrics.Figure | None:
-    """Good requests / gross energy, 1/J. It is also the goodput per watt of mean power, for (1/s) / W = 1/J. A run without a
-    good request has 0 per joule, and that is exact."""
+    """Good requests / gross energy, 1/J. A run without a good request has 0 per joule, and that is exact."""
     good, total = good_requests(m, **limits), metrics.energy_j(m)
     return metrics.inverse(total).scaled(good) if good is not None and total else None
+
+
+def per_s_per_w(m: Measurement, **limits: float) -> metrics.Figure | None:
+    """Goodput / mean power, (1/s) / W. The value of `per_j`, for both are of the same seconds; the interval is that of the
+    power, which a repeat that takes longer does not widen."""
+    goodput, power = per_s(m, **limits), metrics.mean_power_w(m)
+    return metrics.inverse(power).scaled(goodput) if goodput is not None and power else None

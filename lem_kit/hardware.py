@@ -40,6 +40,13 @@ def peak_memory_used_bytes(m: Measurement) -> dict[str, float]:
     return {key: max(used) for key, used in _gauge(m, "memory_used_bytes").items()}
 
 
+def kv_cache_used_mean(m: Measurement) -> float | None:
+    """Share of the engine's cache for keys and values that was taken, mean over the steps that it logged in the window. None
+    where it logs none; the most seen is in `counters`, where it tells."""
+    steps = [share for shares in _gauge(m, "kv_cache_used").values() for share in shares]
+    return sum(steps) / len(steps) if steps else None
+
+
 def precision(m: Measurement) -> str | None:
     """The number format of the model as loaded, with its quantisation: "bfloat16", "float16, bitsandbytes 4 bit". None where
     the engine does not tell."""

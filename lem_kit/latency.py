@@ -1,7 +1,8 @@
 """Latency: of one request, and of many; and whether the sending loop was to blame for it.
 
 The one idea: every latency is a difference of stored instants, and says in its name or docstring of which. Percentiles are
-NumPy's linear interpolation; above the median one is withheld when fewer than ten samples lie beyond it.
+NumPy's linear interpolation; one is withheld when fewer than ten samples lie beyond it, but for the median. Their intervals
+are found by drawing requests again, never single gaps: those of one request resemble each other.
 
 Not covered: rates and energy (`metrics`, which has these functions too).
 """
@@ -12,6 +13,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import statistics
 from .measurement import Completion, Measurement
 
 
@@ -92,29 +94,80 @@ def e2e_sched_s(c: Completion) -> float | None:
 # --- distributions ----------------------------------------------------------------------------------------------------
 
 
+def by_request(m: Measurement, metric: Callable[[Completion], Any]) -> list[Any]:
+    """The metric of each request that completed: a number, or a list of those of its gaps. Without None and empty lists."""
+    found = (metric(c) for c in m.completions if c.error is None)
+    return [value for value in found if value is not None and value != []]
+
+
 def values(m: Measurement, metric: Callable[[Completion], Any]) -> list[float]:
     """The metric over all requests that completed; lists are pooled, None left out."""
-    found: list[float] = []
-    for c in m.completions:
-        value = metric(c) if c.error is None else None
-        if value is not None:
-            found.extend(value if isinstance(value, list) else [value])
-    return found
+    return _pooled(by_request(m, metric))
+
+
+def _pooled(each: Sequence[Any]) -> list[float]:
+    if each and isinstance(each[0], list):
+        return [gap for gaps in each for gap in gaps]
+    return list(each)
 
 
 def percentile(samples: Sequence[float], q: float) -> float | None:
-    """The q-th percentile (0-100), NumPy's linear method. Above the median, None with fewer than ten samples beyond it."""
-    if not samples or (q > 50 and len(samples) * (100 - q) / 100 < 10):
-        return None
-    return _percentile(samples, q)
+    """The q-th percentile (0-100), NumPy's linear method. None with fewer than ten samples beyond it, on the side of the
+    nearer end; the median is given of any number. (p90 needs 100 samples, p95 200, p99 1,000.)"""
+    return percentiles(samples, (q,))[0]
 
 
-def _percentile(samples: Sequence[float], q: float) -> float:
+def percentiles(samples: Sequence[float], qs: Sequence[float]) -> list[float | None]:
+    """As `percentile`, for several at once."""
     ordered = sorted(samples)
+    return [_percentile(ordered, q) if enough(len(ordered), q) else None for q in qs]
+
+
+def enough(samples: int, q: float) -> bool:
+    """Whether so many samples give the q-th percentile: `percentile`."""
+    return samples > 0 and (q == 50 or samples * min(q, 100 - q) / 100 >= 10 - 1e-9)
+
+
+def _percentile(ordered: Sequence[float], q: float) -> float:
     position = (len(ordered) - 1) * q / 100
     low = int(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def percentile_interval(
+    m: Measurement,
+    metric: Callable[[Completion], Any],
+    q: float,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    rounds: int = statistics.ROUNDS,
+) -> tuple[float, float] | None:
+    """Interval on a percentile of a latency of this run, by the bootstrap over requests
+    (`statistics.bootstrap_percentile`), with all of their repeats, those of a static batch together: how far other requests
+    of the same kind, in the same run, might have moved it. Not in it: what differs from run to run, and that requests
+    which wait in one queue resemble each other. None where the percentile is withheld, and with fewer than ten requests
+    or batches.
+    """
+    if not enough(len(values(m, metric)), q):
+        return None
+    return statistics.bootstrap_percentile(_independent(m, metric), q, seed=seed, level=level, rounds=rounds)
+
+
+def _independent(m: Measurement, metric: Callable[[Completion], Any]) -> list[list[float]]:
+    """The metric in groups that are independent of each other: the same request in a further repeat is no new one, and those
+    of a static batch, which are handed over at one instant, get their tokens together."""
+    first = [c.dispatch_ns for c in m.completions if c.repeat == m.completions[0].repeat]
+    batches = str(m.config.get("arrivals", "")).endswith("batches")
+    found: dict[int, list[float]] = {}
+    for i, c in enumerate(m.completions):
+        value = metric(c) if c.error is None else None
+        if value is not None and value != []:
+            place = i % len(first)
+            group = first.index(first[place]) if batches else place
+            found.setdefault(group, []).extend(value if isinstance(value, list) else [value])
+    return list(found.values())
 
 
 def mean(samples: Sequence[float]) -> float | None:
@@ -143,4 +196,4 @@ def dispatched_late(completions: Sequence[Completion], concurrency: int | None =
     waits = [wait for c in completions if c.error is None and (wait := ttft_s(c)) is not None]
     if not waits:
         return False
-    return _percentile(dispatch_lag_s(completions, concurrency), 99) > _percentile(waits, 50) / 10
+    return _percentile(sorted(dispatch_lag_s(completions, concurrency)), 99) > _percentile(sorted(waits), 50) / 10

@@ -10,6 +10,7 @@ Not covered here: how energy is found between two instants (`trace`), files (`st
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import time
@@ -31,7 +32,7 @@ Status = Literal["ok", "failed", "interrupted"]
 
 # Why a figure is absent or doubtful. Codes are stable: they are stored in records. `docs/method.md` shows this table.
 REASONS: Mapping[str, str] = {
-    "no_source": "no energy source could be opened; `lem doctor` says why",
+    "no_source": "no energy source could be opened; `lem doctor`, or `%lem_status` in a notebook, says why",
     "source_starting": "the source was still starting when the window opened; measure again",
     "source_failed": "the source stopped answering before the window was over",
     "gpu_lost": "the GPU fell off the bus; what it used since its last reading is not known",
@@ -70,6 +71,7 @@ REASONS: Mapping[str, str] = {
     "dispatch_late": "requests were handed over late: the 99th percentile of the lag exceeds a tenth of the median TTFT",
     "phases_mixed": "prefill and decode were at work at the same instants for too much of the energy to be told apart",
     "phase_too_short": "the phase is too short for this source: its error exceeds half of its energy; repeat it more often",
+    "interval_not_reached": "repeating ended with an interval that is wider than was asked for, or not known",
     "tokens_unknown": "the number of output tokens could not be evaluated",
 }
 
@@ -81,7 +83,8 @@ class Request:
     Exactly one of `prompt` (text, tokenised by the engine) and `prompt_token_ids` (any sequence of ids; kept as a tuple of
     int) is given. `max_new_tokens` bounds the
     output; with `fixed_length` the engine is told to ignore end-of-sequence so that exactly that many come out.
-    `options` go to the engine's sampling call untouched.
+    `options` go to the engine's sampling call untouched. A prompt that goes on from others is turn number `turn`, from 0,
+    of `conversation`; the prompt holds all that was said before (`traffic.turns` sends such).
     """
 
     prompt: str | None = None
@@ -89,6 +92,8 @@ class Request:
     max_new_tokens: int = 64
     fixed_length: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    conversation: str | None = None
+    turn: int | None = None
 
     def __post_init__(self) -> None:
         from .errors import LemError
@@ -165,7 +170,7 @@ class Completion:
         """When prefill began, as far as is known: when the engine scheduled the request, else when it was handed over."""
         return self.dispatch_ns if self.scheduled_ns is None else self.scheduled_ns
 
-    @property
+    @functools.cached_property
     def output_tokens(self) -> int:
         """Output tokens observed, counted from the events."""
         return sum(n for _, n in self.events)
@@ -280,6 +285,12 @@ class Measurement:
         from .metrics import verdict
 
         return not verdict(self)
+
+    def plot(self, title: str | None = None) -> Any:
+        """A plotly figure of power over time with phases, temperatures and a lane for each request (`timeline`)."""
+        from .timeline import plot
+
+        return plot(self, title)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
         from .jupyter.card import mimebundle

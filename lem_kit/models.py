@@ -20,7 +20,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from .errors import Unavailable
+from .errors import LemError, Unavailable
 
 # Raise it when a recipe or the way it is built changes; corpus, shapes and library versions are in the key anyway.
 RECIPE_VERSION = 1
@@ -89,6 +89,23 @@ def hub_home(environment: Mapping[str, str] = os.environ) -> Path:
     ).expanduser()
 
 
+def tokenizer(name: str) -> Any:
+    """The tokenizer of a model that lem_kit builds, or of a Hub id or a path. LemError where there is none."""
+    try:
+        transformers = importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"A tokenizer needs the package {error.name}: pip install 'lem_kit[transformers]'") from error
+    path = resolve(name)
+    with quiet_loading():
+        with contextlib.suppress(OSError, ValueError):  # what is here already needs no network, and must not wait for one
+            return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise LemError(f"There is no tokenizer of '{name}' to be had: {said[0]} Check the name or the path.") from error
+
+
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Transformers reports nothing below an error and draws no bars inside; its settings are put back after."""
@@ -112,13 +129,14 @@ def _versions() -> dict[str, str]:
         raise Unavailable(f"Building a model needs the package {error.name}: pip install 'lem_kit[transformers]'") from error
 
 
-def _corpus() -> str:
+def corpus() -> str:
+    """The English text that comes with lem_kit: tokenizers are trained on it, synthetic prompts take their words from it."""
     return resources.files(__package__).joinpath("corpus.txt").read_text(encoding="utf-8")
 
 
 def _key(name: str) -> str:
     """Twelve hexadecimal digits for all that decides the bytes of a folder."""
-    recipe = {**RANDOM.get(name, {}), "corpus": _corpus()}
+    recipe = {**RANDOM.get(name, {}), "corpus": corpus()}
     facts = json.dumps([RECIPE_VERSION, name, recipe, _versions()], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
@@ -160,7 +178,7 @@ def _train_tokenizer() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([_corpus()], trainer)
+    tokenizer.train_from_iterator([corpus()], trainer)
     if tokenizer.get_vocab_size() != TOKENIZER_SIZE:
         raise RuntimeError(f"corpus.txt is too short: {tokenizer.get_vocab_size()} of {TOKENIZER_SIZE} tokenizer entries")
     return tokenizer

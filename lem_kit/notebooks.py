@@ -90,19 +90,25 @@ def _papermill() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Papermill's chatter is not the user's; the renderer is the one whose output survives in a notebook."""
-    logger, before = logging.getLogger("papermill"), os.environ.get("PLOTLY_RENDERER")
+    """Papermill's chatter is not the user's; the renderer is the one whose output survives in a notebook; nobody looks at
+    it as it runs."""
+    logger, ours = logging.getLogger("papermill"), ("PLOTLY_RENDERER", "LEM_KIT_NONINTERACTIVE")
+    before = {name: os.environ.get(name) for name in ours}
     level = logger.level
     logger.setLevel(logging.ERROR)
-    os.environ["PLOTLY_RENDERER"] = before or "plotly_mimetype"
+    os.environ["PLOTLY_RENDERER"] = before["PLOTLY_RENDERER"] or "plotly_mimetype"
+    os.environ["LEM_KIT_NONINTERACTIVE"] = "1"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-        if before is None:
-            del os.environ["PLOTLY_RENDERER"]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _is_json(value: Any) -> bool:

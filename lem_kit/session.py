@@ -32,12 +32,14 @@ from typing import Any
 from . import baseline, environment, metrics, prompts, store, traffic, validity
 from . import warmup as warmup_policy
 from .backends import Backend
+from .comparison import Comparison, in_turns
 from .curve import energy_between
 from .energy import EnergySource, describe, open_sources, remarks
 from .errors import LemError
 from .measurement import Completion, Energy, Kind, Measurement, Repeat, Request, Status, jsonable
 from .sampler import Sampler
-from .trace import Series, Trace
+from .statistics import RepeatUntil, relative_half_width, repeat_until
+from .trace import Domain, Series, Trace
 
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
 BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
@@ -45,6 +47,10 @@ FEW_REQUESTS = 30
 WARM_REQUESTS = 8  # of a plan without batches
 
 _innermost: ContextVar[Window | None] = ContextVar("lem_kit_window", default=None)
+
+# Each is told of every outermost window before it opens, and what it returns is called when the window has ended. Both are
+# outside the window; an exception in either is dropped.
+watchers: list[Callable[[Session, Window], Callable[[], None]]] = []
 
 
 @dataclasses.dataclass
@@ -66,13 +72,19 @@ class Window:
         self.config = dict(config)
         self.output_tokens: int | None = None
         self.parent: Window | None = _innermost.get()
+        while self.parent is not None and self.parent.span.t1_ns is not None:  # left open once, and ended from outside
+            self.parent = self.parent.parent
+        self.owner = current_owner()
+        self.abandoned = False  # ended from outside, with `Session.abandon`
         self.started_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        self.span = Span(0)
+        self.span: Span = Span(session._clock())
         self.repeats: list[Span] = []
         self.status: Status = "ok"
         self.reasons: list[str] = []
         self.facts: dict[str, Any] = {}  # further fields of the Measurement
         self.gauges: dict[str, Series] = {}  # of the trace, besides what the sampler read
+        self.progress: traffic.Progress | None = None
+        self.watching: list[Callable[[], None]] = []
         self._session = session
         self._measurement: Measurement | None = None
         self._before = self._after = validity.surroundings()
@@ -85,6 +97,13 @@ class Window:
         yield span
         span.t1_ns = self._session.instant()
         self.repeats.append(span)
+
+    def so_far(self, wait: bool = False) -> Measurement:
+        """While the block runs: a record, which is not kept, of the repeats whose ends the counters have told by now; of all
+        that have ended where it may `wait` for them, as a window does at its end."""
+        if wait:
+            self._session._sampler.settle(self._session._clock())
+        return self._session._so_far(self)
 
     @property
     def measurement(self) -> Measurement:
@@ -125,6 +144,8 @@ class Session:
         self._environment = environment.describe()
         self._clock = clock
         self._closed = False
+        self._turn: dict[str, Any] = {}  # what `compare` has to say of the measurement that it asks for
+        self.open_windows: list[Window] = []  # whose blocks have not ended
         self._waiting: list[Window] = []  # closed, but not looked up yet
         self._sampler = Sampler(opened, interval_s, clock)
         self._sampler.start()
@@ -133,6 +154,15 @@ class Session:
     def sources(self) -> list[str]:
         """Names of the sources that are open."""
         return [source.name for source in self._sampler.sources]
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """What the open sources say of their domains by now, by "source:domain"."""
+        found: dict[str, Domain] = {}
+        for source in self._sampler.sources:
+            found |= {f"{source.name}:{name}": domain for name, domain in source.domains.items()}
+            found |= getattr(source, "integrals", {})
+        return found
 
     @property
     def trace(self) -> Trace:
@@ -166,32 +196,56 @@ class Session:
             raise LemError("This session is closed: open another one with lem_kit.Session().")
         if not isinstance(label, str) or not label:
             raise LemError(f"A window's label is a text that is not empty: got {label!r}.")
-        window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable(config or {}))
+        window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable({**(config or {}), **self._turn}))
         token = _innermost.set(window)
-        window.span.t0_ns = self.instant()
+        self.open_windows.append(window)
         try:
+            for watch in watchers if window.parent is None else ():
+                with contextlib.suppress(Exception):
+                    window.watching.append(watch(self, window))
+            window.span.t0_ns = self.instant()
             yield window
         except BaseException as error:
-            interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
-            window.status = "interrupted" if interrupted else "failed"
-            window.reasons.append(window.status)
-            window.facts["error"] = {"type": type(error).__name__, "message": str(error)}
+            if window in self.open_windows:
+                interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
+                window.status = "interrupted" if interrupted else "failed"
+                window.reasons.append(window.status)
+                window.facts["error"] = {"type": type(error).__name__, "message": str(error)}
             raise
         finally:
-            window.span.t1_ns = self._end(window)
-            window._after = validity.surroundings()
-            _innermost.reset(token)
-            self._waiting.append(window)
-            if window.parent is None and not wait:
-                self._finisher.submit(self._finish_behind)
-            elif window.parent is None:
-                self._finish_after(window)
+            with contextlib.suppress(ValueError):  # the block began in another context: a notebook's cells may be several
+                _innermost.reset(token)
+            if window in self.open_windows:
+                self._end(window)
+                if window.parent is None and not wait:
+                    self._finisher.submit(self._finish_behind)
+                elif window.parent is None:
+                    self._finish_after(window)
 
-    def _end(self, window: Window) -> int:
+    def _end(self, window: Window) -> None:
         try:
-            return self.instant()
+            window.span.t1_ns = self.instant()
         except Exception:  # a GPU that died cannot be waited for; the window still ended
-            return self._clock()
+            window.span.t1_ns = self._clock()
+        finally:  # also where waiting for the GPU is interrupted
+            window.span.t1_ns = window.span.t1_ns or self._clock()
+            window._after = validity.surroundings()
+            self.open_windows.remove(window)
+            self._waiting.append(window)
+            for ended in window.watching:
+                with contextlib.suppress(Exception):
+                    ended()
+
+    def abandon(self, window: Window) -> Measurement | None:
+        """End an open window whose block never will, as `interrupted`; what its block does later changes nothing. None for a
+        window that has ended."""
+        if window not in self.open_windows:
+            return None
+        window.status, window.abandoned = "interrupted", True
+        window.reasons.append(window.status)
+        window.facts["error"] = {"type": "LeftOpen", "message": "the block never ended"}
+        self._end(window)
+        return window.measurement
 
     def idle(self, seconds: float, kind: str | None = None, label: str = "idle") -> Measurement:
         """Do nothing for `seconds` and measure that: a baseline, kept by its kind for net energies of this session.
@@ -199,13 +253,19 @@ class Session:
         `kind`: "bare" (this process does not use CUDA), "context" (CUDA runs, no model; it is started if need be) or
         "engine" (the model is loaded and waits); None: what this process looks like. LemError where the kind is not true.
         """
+        with self.idling(seconds, kind, label) as window:
+            threading.Event().wait(seconds)
+        return window.measurement
+
+    @contextlib.contextmanager
+    def idling(self, seconds: float, kind: str | None = None, label: str = "idle") -> Iterator[Window]:
+        """As `idle`, where the block does the waiting."""
         if not 0 < seconds <= 86_400:
             raise LemError(f"idle() takes a number of seconds above 0: got {seconds}.")
         kind = baseline.kind_now(kind)
         with self.window(label, kind="idle", config={"seconds": seconds, "baseline": kind}) as window:
-            threading.Event().wait(seconds)
+            yield window
         self.baselines[kind] = baseline.of(window.measurement)
-        return window.measurement
 
     def run(
         self,
@@ -214,12 +274,15 @@ class Session:
         arrivals: traffic.Arrivals | None = None,
         *,
         label: str = "run",
-        repeats: int = 1,
+        repeats: int | RepeatUntil = 1,
         warmup: int | None = None,
         config: Mapping[str, Any] | None = None,
         run_id: str | None = None,
     ) -> Measurement:
         """Send `requests` to `backend` as `arrivals` plans (one at a time unless given), `repeats` times, and measure that.
+
+        `repeats` may be `lem_kit.repeat_until(...)`: until energy per output token is known so well, or the rate of output
+        tokens where no energy is measured; `config["repeat_until"]` says which, and `interval_not_reached` that it was not.
 
         Before, rounds of the plan's first batch with other contents, outside the window and kept in the record: `warmup`
         of them, or until latency, power and temperature have settled (`warmup.until_settled`).
@@ -228,34 +291,47 @@ class Session:
         arrivals = arrivals or traffic.batches(1)
         requests = list(requests)
         traffic.check(backend, requests, arrivals)
-        for name, value, least in (("repeats", repeats, 1), ("warmup", 0 if warmup is None else warmup, 0)):
+        until = repeats if isinstance(repeats, RepeatUntil) else None
+        most = repeats.max_repeats if isinstance(repeats, RepeatUntil) else repeats
+        for name, value, least in (("repeats", most, 1), ("warmup", 0 if warmup is None else warmup, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LemError(f"{name} must be a whole number of at least {least}: got {value!r}.")
         run_id = self._new_run_id(label, run_id)
+        # Before the warm-up: nothing may come between that and the run.
+        ids_sha256 = prompts.ids_digest(requests, getattr(backend, "token_ids", None))
         warm, doubt = self._warm_up(backend, requests[: getattr(arrivals, "size", WARM_REQUESTS)], warmup)
         asked = {
             **(config or {}),
             **traffic.plan(arrivals, len(requests)),
             "requests": len(requests),
-            "repeats": repeats,
+            "repeats": most,
+            **({"repeat_until": {**dataclasses.asdict(until), "judged_by": None}} if until else {}),
             "warmup": warmup,
             "prompts_sha256": prompts.digest(requests),
+            **({"prompt_ids_sha256": ids_sha256} if ids_sha256 else {}),
         }
         completions: list[Completion] = []
+        known_well = False
         lag = traffic.LoopLag()
         described = jsonable(backend.describe())
         for forget in (getattr(backend, name, dict) for name in ("counters", "steps")):
             forget()  # what it holds by now is of the warm-up
         with self.window(label, config=asked, run_id=run_id, kind="run") as window, _listening(backend, window):
             window.facts.update(backend=described, warmup=tuple(warm))
+            window.progress = traffic.Progress.of(requests, arrivals, most)
             if doubt:
                 window.reasons.append(doubt)
-            for number in range(repeats):
+            for number in range(most):
                 with window.repeat() as span:
-                    done = traffic.run_blocking(lag.during(traffic.send(backend, requests, arrivals, number)))
+                    sending = traffic.send(backend, requests, arrivals, number, window.progress)
+                    done = traffic.run_blocking(lag.during(sending))
                 span.output_tokens = sum(c.output_tokens for c in done)
                 completions += done
                 window.facts.update(completions=tuple(completions), loop_lag_s=lag.worst_s)
+                if until and (known_well := _known_well(window, until)):
+                    break
+            if until and not known_well:
+                window.reasons.append("interval_not_reached")
             errors = [c.error for c in completions if c.error is not None]
             if errors:
                 window.reasons.append("requests_failed")
@@ -268,6 +344,33 @@ class Session:
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
                 raise LemError(f"Every request failed, the first with {errors[0]}.{where}")
         return window.measurement
+
+    def compare(
+        self,
+        a: Callable[[], Measurement],
+        b: Callable[[], Measurement],
+        *,
+        until: RepeatUntil | None = None,
+        names: tuple[str, str] = ("A", "B"),
+        allow: Iterable[str] = (),
+    ) -> Comparison:
+        """Call `a` and `b`, which make one Measurement each, in turns (a b, b a, ...) and compare the pairs, `until` their
+        ratio is known well enough (`lem_kit.repeat_until()` unless given).
+
+            session.compare(lambda: session.run(small, requests), lambda: session.run(large, requests))
+
+        Each record tells of its turn: `compare_id`, `compare_name`, `compare_pair`, `compare_turn`, and `compare_after`, the
+        run before it in its pair. An interrupt leaves those that were made in `measurements`. LemError as `lem_kit.compare`.
+        """
+
+        def make(side: int, facts: dict[str, Any]) -> Measurement:
+            self._turn = facts
+            try:
+                return (a, b)[side]()
+            finally:
+                self._turn = {}
+
+        return in_turns(make, until or repeat_until(), names, allow)
 
     def _warm_up(self, backend: Backend, requests: list[Request], rounds: int | None) -> tuple[list[Completion], str | None]:
         together = traffic.burst() if backend.concurrent else traffic.batches(len(requests))
@@ -326,9 +429,8 @@ class Session:
         reasons = list(window.reasons)
         if not opened:
             reasons.append("no_source")
+        trace.domains.update(self.domains)
         for source in self._sampler.sources:
-            trace.domains.update({f"{source.name}:{name}": domain for name, domain in source.domains.items()})
-            trace.domains.update(getattr(source, "integrals", {}))
             if not source.domains and not getattr(source, "integrals", {}):
                 reasons.append("source_starting")
             reasons += remarks(source)
@@ -348,11 +450,7 @@ class Session:
             t0_ns=window.span.t0_ns,
             t1_ns=t1_ns,
             energy=energy(trace, window.span.t0_ns, t1_ns),
-            repeats=tuple(
-                Repeat(r.t0_ns, r.t1_ns, energy(trace, r.t0_ns, r.t1_ns), r.output_tokens)
-                for r in window.repeats
-                if r.t1_ns is not None
-            ),
+            repeats=_repeats(window, trace),
             output_tokens=window.output_tokens,
             config=jsonable(window.config),
             sources=jsonable(opened),
@@ -370,6 +468,15 @@ class Session:
         if self.folder is not None:
             store.save(measurement, self.folder)
         return measurement
+
+    def _so_far(self, window: Window) -> Measurement:
+        now_ns = self._clock()
+        trace = self._sampler.slice(window.span.t0_ns - BEFORE_NS, now_ns)
+        trace.domains.update(self.domains)
+        told_ns = min((series.t_ns[-1] for series in trace.counters.values() if series.t_ns), default=now_ns)
+        repeats = tuple(r for r in _repeats(window, trace) if r.t1_ns <= told_ns)
+        facts = (window.run_id, window.kind, window.label, window.status, window.started_at, window.span.t0_ns, now_ns)
+        return Measurement(*facts, energy(trace, window.span.t0_ns, now_ns), repeats=repeats, trace=trace)
 
     def close(self) -> None:
         """Stop the sampler and close the sources. May be called twice."""
@@ -392,6 +499,33 @@ class Session:
         return f"Session: {', '.join(self.sources) or 'no source'}; {len(self.measurements)} measurements, {kept}{missing}"
 
 
+def current_owner() -> asyncio.Task[Any] | threading.Thread:
+    """Who opens a window that is opened now: the task that runs, or else the thread."""
+    try:
+        return asyncio.current_task() or threading.current_thread()
+    except RuntimeError:  # no event loop is running
+        return threading.current_thread()
+
+
+def _known_well(window: Window, until: RepeatUntil) -> bool:
+    """Whether the repeats so far are enough. What a model may be off by is no matter of repeats and left out."""
+    if len(window.repeats) < until.min_repeats:
+        return False
+    so_far = window.so_far()
+    total = metrics.energy_j(so_far, False)
+    # A counter that is slower than the repeats has not told yet; one that was never seen to count will not tell.
+    told = any(e.method != "model" and e.reasons != ("not_advancing",) for e in so_far.energy.values())
+    judged = window.config["repeat_until"]
+    judged["judged_by"] = "j_per_output_token" if told else "output_tokens_per_s"
+    if not told:
+        share = relative_half_width([(r.output_tokens or 0) / (r.t1_ns - r.t0_ns) for r in window.repeats if r.t1_ns])
+    elif total is None or len(so_far.repeats) < until.min_repeats:
+        return False
+    else:
+        share = total.half_width / total.value
+    return share <= until.interval
+
+
 @contextlib.contextmanager
 def _listening(backend: Backend, window: Window) -> Iterator[None]:
     """What the engine counts and logs during the block goes into the record, whatever ends the block."""
@@ -404,6 +538,11 @@ def _listening(backend: Backend, window: Window) -> Iterator[None]:
             # A last, empty step of the warm-up may be logged only after it has been asked to forget: that one is cut off.
             mine = {name: series.between(window.span.t0_ns, time.monotonic_ns()) for name, series in steps().items()}
             window.gauges.update({f"{backend.name}:engine.{name}": series for name, series in mine.items()})
+
+
+def _repeats(window: Window, trace: Trace) -> tuple[Repeat, ...]:
+    ended = [(r, r.t1_ns) for r in window.repeats if r.t1_ns is not None]
+    return tuple(Repeat(r.t0_ns, t1_ns, energy(trace, r.t0_ns, t1_ns), r.output_tokens) for r, t1_ns in ended)
 
 
 def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:

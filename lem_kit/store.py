@@ -189,7 +189,7 @@ def _record(m: Measurement) -> dict[str, Any]:
 
 def _measurement(record: dict[str, Any], events: Mapping[str, Any], readings: Mapping[str, Any]) -> Measurement:
     rows: dict[int, list[tuple[int, int]]] = {}
-    for request, t_ns, n_tokens in zip(*(events[name].to_pylist() for name in ("request", "t_ns", "n_tokens"))):
+    for request, t_ns, n_tokens in zip(*(events[name].to_numpy().tolist() for name in ("request", "t_ns", "n_tokens"))):
         rows.setdefault(request, []).append((t_ns, n_tokens))
     warm = len(record["warmup"])
     asked = record["warmup"] + record["completions"]

@@ -10,11 +10,14 @@ Not covered: warm-up (`session`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .arrivals import (  # noqa: F401 (users find them here)
@@ -33,6 +36,7 @@ from .arrivals import (  # noqa: F401 (users find them here)
 from .backends import Backend
 from .errors import LemError
 from .measurement import Completion, Request, TokenEvent
+from .turns import turns  # noqa: F401
 
 Result = TypeVar("Result")
 LONGEST_KEPT = 10_000  # entries of a schedule that a record keeps as they are
@@ -62,12 +66,45 @@ def plan(arrivals: Arrivals, count: int) -> dict[str, Any]:
     return {**arrivals.describe(), "schedule_sha256": hashlib.sha256(json.dumps(schedule_s).encode()).hexdigest()}
 
 
-async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals, repeat: int = 0) -> list[Completion]:
-    """Send every request as `arrivals` plans; return the completions in the order of `requests`.
+@dataclass
+class Progress:
+    """How far a run has come, for those who watch: `send` writes it, others read it, and nobody locks it.
+
+    Counts are over all repeats. `output_tokens_at_most` is what may come out in all; it shrinks where a request ends early.
+    `schedule_s`: the run takes at least so long, for its last request is wanted only then; 0 for a closed loop.
+    """
+
+    requests: int = 0
+    output_tokens_at_most: int = 0
+    schedule_s: float = 0.0
+    requests_done: int = 0
+    output_tokens: int = 0
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], arrivals: Arrivals, repeats: int) -> Progress:
+        last_s = max(arrivals.schedule(len(requests)) or (), default=0.0)
+        return cls(len(requests) * repeats, repeats * sum(r.max_new_tokens for r in requests), repeats * last_s)
+
+    def finished(self, request: Request, completion: Completion) -> None:
+        self.requests_done += 1
+        if not request.fixed_length or completion.error:
+            self.output_tokens_at_most -= request.max_new_tokens - completion.output_tokens
+
+
+async def send(
+    backend: Backend,
+    requests: Sequence[Request],
+    arrivals: Arrivals,
+    repeat: int = 0,
+    progress: Progress | None = None,
+) -> list[Completion]:
+    """Send every request as `arrivals` plans; return the completions in the order of `requests`. `progress` is kept up to
+    date.
 
     An exception of the engine becomes the `error` of the requests it hit; a LemError (bad input) passes through.
     """
     done: dict[int, Completion] = {}
+    progress = progress or Progress()
 
     async def submit(group: Sequence[int], sched_ns: int | None = None) -> None:
         wanted_ns = time.monotonic_ns() if sched_ns is None else sched_ns
@@ -77,14 +114,15 @@ async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals
             await all_of(together([i], wanted_ns) for i in group)
 
     async def together(group: list[int], sched_ns: int) -> None:
-        events: dict[int, list[TokenEvent]] = {i: [] for i in group}
+        seen = [_Seen() for _ in group]
         error = None
         stream: Any = None
         dispatch_ns = time.monotonic_ns()
         try:
             stream = backend.generate([requests[i] for i in group])
             async for event in stream:
-                events[group[event.index]].append(event)
+                seen[event.index].take(event)
+                progress.output_tokens += event.n_tokens
         except LemError:
             raise
         except Exception as problem:
@@ -93,37 +131,64 @@ async def send(backend: Backend, requests: Sequence[Request], arrivals: Arrivals
             if hasattr(stream, "aclose"):
                 await stream.aclose()  # whatever ended the loop above, the engine's work on these requests ends too
         done_ns = time.monotonic_ns()
-        for i in group:
-            done[i] = _completion(events[i], sched_ns, dispatch_ns, done_ns, error, repeat)
+        for i, of_one in zip(group, seen):
+            done[i] = of_one.completion(sched_ns, dispatch_ns, done_ns, error, repeat)
+            progress.finished(requests[i], done[i])
 
-    await arrivals.drive(len(requests), submit)
+    with _older_objects_left_alone():
+        await arrivals.drive(len(requests), submit)
     return [done[i] for i in range(len(requests))]
 
 
-def _completion(
-    events: list[TokenEvent], sched_ns: int, dispatch_ns: int, done_ns: int, error: str | None, repeat: int
-) -> Completion:
-    def known(name: str) -> Any:
-        return next((getattr(e, name) for e in events if getattr(e, name) is not None), None)
+@contextlib.contextmanager
+def _older_objects_left_alone() -> Iterator[None]:
+    """Meanwhile the garbage collector does not look through what was there before: beside a loaded torch that holds up every
+    thread for a quarter of a second, and it costs microseconds to keep it from it."""
+    mine = gc.get_freeze_count() == 0  # else its user has done so, and knows when to end it
+    if mine:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if mine:
+            gc.unfreeze()
 
-    if error is None and not any(e.n_tokens for e in events):
-        error = "the engine returned no token"
-    return Completion(
-        sched_ns=sched_ns,
-        dispatch_ns=dispatch_ns,
-        done_ns=done_ns,
-        events=tuple((e.t_ns, e.n_tokens) for e in events if e.n_tokens),
-        prompt_tokens=known("prompt_tokens"),
-        cached_tokens=known("cached_tokens"),
-        finish_reason=known("finish_reason"),
-        # Instants of two clocks make no latency of the engine's.
-        timing_source="engine" if events and all(e.timing_source == "engine" for e in events if e.n_tokens) else "client",
-        error=error,
-        repeat=repeat,
-        queued_ns=known("queued_ns"),
-        scheduled_ns=known("scheduled_ns"),
-        preemptions=known("preemptions"),
-    )
+
+class _Seen:
+    """What has come of one request. Events are kept as pairs of numbers, which the garbage collector does not look through:
+    half a million objects that it does hold up the loop for tens of milliseconds."""
+
+    __slots__ = ("events", "facts", "timing_sources")
+    FACTS = ("prompt_tokens", "cached_tokens", "finish_reason", "queued_ns", "scheduled_ns", "preemptions")
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, int]] = []
+        self.timing_sources: set[str] = set()
+        self.facts: dict[str, Any] = {}
+
+    def take(self, event: TokenEvent) -> None:
+        if event.n_tokens:
+            self.events.append((event.t_ns, event.n_tokens))
+            self.timing_sources.add(event.timing_source)
+        for name in self.FACTS:
+            if (value := getattr(event, name)) is not None:
+                self.facts.setdefault(name, value)
+
+    def completion(self, sched_ns: int, dispatch_ns: int, done_ns: int, error: str | None, repeat: int) -> Completion:
+        if error is None and not self.events:
+            error = "the engine returned no token"
+        return Completion(
+            sched_ns=sched_ns,
+            dispatch_ns=dispatch_ns,
+            done_ns=done_ns,
+            events=tuple(self.events),
+            prompt_tokens=self.facts.pop("prompt_tokens", None),
+            # Instants of two clocks make no latency of the engine's.
+            timing_source="engine" if self.timing_sources == {"engine"} else "client",
+            error=error,
+            repeat=repeat,
+            **self.facts,
+        )
 
 
 class LoopLag:

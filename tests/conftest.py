@@ -15,6 +15,7 @@ from lem_kit.sampler import Sampler
 
 if TYPE_CHECKING:
     from fake_nvml import Machine
+    from IPython.core.interactiveshell import InteractiveShell
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,6 +72,35 @@ def nvml(clock: FakeClock) -> Iterator[Machine]:
         yield machine
         pynvml.nvmlShutdown()
     assert machine.sessions == 0
+
+
+@pytest.fixture
+def metered(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> FakeClock:
+    """A notebook's session reads a counter of 100 W at every edge of a window; `clock` in the notebook turns it."""
+    from ipython_shell import Meter
+
+    import lem_kit as lem
+    from lem_kit import jupyter
+
+    monkeypatch.setattr(Sampler, "start", lambda self: self.sample())
+    monkeypatch.setattr(Sampler, "edge", lambda self: (self.sample(), self._clock())[1])
+    monkeypatch.setattr(jupyter, "Session", lambda: lem.Session(sources=[Meter(clock)], clock=clock))
+    return clock
+
+
+@pytest.fixture
+def shell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, nothing_left_running: None
+) -> Iterator[InteractiveShell]:
+    """An IPython shell with the magics loaded and no meter, unless the test has `metered`, too."""
+    from ipython_shell import loaded
+
+    monkeypatch.setenv("LEM_KIT_SOURCES", "none")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    clock = request.getfixturevalue("metered") if "metered" in request.fixturenames else None
+    with loaded() as shell:
+        shell.user_ns["clock"] = clock
+        yield shell
 
 
 @pytest.fixture(autouse=True)

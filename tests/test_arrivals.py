@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_poisson_requests_go_at_the_instants_of_the_record(sent: Any) -> None:
     _, _, stamps = sent(plan, 8, 0.3)
     assert [s[0] for s in stamps] == pytest.approx(traffic.plan(plan, 8)["schedule_s"], abs=1e-9)
     assert [s[1] for s in stamps] == pytest.approx([s[0] for s in stamps], abs=1e-8)
+
+
+def test_the_clock_of_a_schedule_starts_when_everyone_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To begin thousands of tasks takes tens of milliseconds, which would be the lag of the first of them."""
+    waiting: list[int] = []
+
+    def clock() -> int:
+        states = [inspect.getcoroutinestate(task.get_coro()) for task in asyncio.all_tasks()]  # type: ignore[arg-type]
+        waiting.append(states.count(inspect.CORO_SUSPENDED))
+        return 0
+
+    async def submit(group: Sequence[int], sched_ns: int | None = None) -> None:
+        pass
+
+    monkeypatch.setattr(traffic.time, "monotonic_ns", clock)
+    asyncio.run(traffic.burst().drive(50, submit))
+    assert waiting[0] >= 50
 
 
 def test_a_cap_delays_requests_in_order_and_their_schedule_stays(sent: Any) -> None:

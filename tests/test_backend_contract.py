@@ -99,6 +99,19 @@ def test_text_prompts_are_counted_by_the_engine(backend: Backend) -> None:
     assert (events[0].prompt_tokens or 0) >= 4 and sum(e.n_tokens for e in events) == 2
 
 
+def test_the_ids_told_before_a_run_are_those_that_run(backend: Backend) -> None:
+    token_ids = getattr(backend, "token_ids", None)
+    if token_ids is None:
+        pytest.skip("this backend does not tell them: the method is optional")
+    request = Request(prompt="energy of a joule", max_new_tokens=2, fixed_length=True)
+    ids = list(token_ids(request))
+    assert all(type(i) is int for i in ids) and len(set(ids)) > 2
+    assert asyncio.run(collected(backend, [request]))[0].prompt_tokens == len(ids)
+    assert list(token_ids(Request(prompt_token_ids=(300, 301)))) == [300, 301]
+    with pytest.raises(LemError, match="1000000"):
+        token_ids(Request(prompt_token_ids=(300,), max_new_tokens=1_000_000))
+
+
 def test_leaving_early_stops_the_work_and_the_next_call_is_whole(backend: Backend) -> None:
     long = [Request(prompt_token_ids=(300, 301), max_new_tokens=120, fixed_length=True)]
     assert len(asyncio.run(collected(backend, long, stop_after=2))) == 2

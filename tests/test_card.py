@@ -66,6 +66,10 @@ def test_an_unknown_energy_is_words_and_the_reasons_follow() -> None:
     assert "not known" in text and "source_failed: the source stopped answering" in text and "rapl: <no> permission" in text
     assert not re.search(r"\b0(\.0+)? J", text) and "per output token" not in text and "mean power" not in text
     assert card.record(m)["energy"]["nvml:gpu0"]["joules"] is None
+    page = card.html(m)
+    assert page.index("rapl: &lt;no&gt; permission") < page.index("<details>"), "what is missing is not folded away"
+    page = card.html(shown(5.0))
+    assert page.index("rapl: &lt;no&gt; permission") > page.index("<details>")
 
 
 def test_a_model_is_called_one() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
-from test_metrics import completion, energy, measured
+from test_metrics import SECOND, completion, energy, measured
 
 from lem_kit import goodput
 from lem_kit.errors import LemError
+from lem_kit.measurement import Repeat
 
 QUICK = completion((300, 1), (340, 1), (420, 2))  # TTFT 0.2 s, TPOT 0.04 s, inter-token 0.04 s, end to end 0.32 s
 SLOW = completion((600, 1), (700, 1))  # TTFT 0.5 s, TPOT 0.1 s
@@ -46,8 +48,20 @@ def test_failures_are_misses() -> None:
     figure = goodput.per_j(m, **limits)
     assert figure is not None and figure.value == pytest.approx(2 / 48)
     assert figure.half_width == pytest.approx(2 / 48 * 0.05) and figure.method == "counter"
+    per_watt = goodput.per_s_per_w(m, **limits)
+    assert per_watt is not None and per_watt[:2] == pytest.approx(figure[:2]), "(1/s) / W = 1/J"
+    assert goodput.per_s_per_w(measured(completions=[QUICK]), **limits) is None
     assert goodput.per_s(m, ttft_s=0.01) == 0.0 and goodput.per_j(m, ttft_s=0.01)[:2] == (0.0, 0.0)  # type: ignore[index]
     assert goodput.per_s(measured(), **limits) is None and goodput.per_j(measured(completions=[QUICK]), **limits) is None
+
+
+def test_goodput_per_watt_does_not_doubt_a_repeat_that_takes_longer() -> None:
+    spans = tuple(Repeat(0, t * SECOND, {"a:g": energy("a:g", 50.0 * t, 0.3)}) for t in (1, 2, 4))
+    m = dataclasses.replace(measured(completions=[QUICK] * 6), repeats=spans)
+    per_watt, per_joule = goodput.per_s_per_w(m, ttft_s=1), goodput.per_j(m, ttft_s=1)
+    assert per_watt is not None and per_joule is not None
+    assert per_watt.value == pytest.approx(6 / 7 / 50) == per_joule.value
+    assert per_watt.half_width < per_joule.half_width / 100
 
 
 def test_limits_that_mean_nothing_are_refused() -> None:

@@ -138,16 +138,45 @@ def test_inter_token_latencies_add_up_to_the_rest_of_the_latency(gaps: list[tupl
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.floats(0, 100))
 def test_percentiles_are_numpys_and_withheld_when_weak(samples: list[float], q: float) -> None:
     found = metrics.percentile(samples, q)
-    if q > 50 and len(samples) * (100 - q) / 100 < 10:
+    if q != 50 and len(samples) * min(q, 100 - q) / 100 < 10:
         assert found is None
     else:
-        assert found == pytest.approx(float(np.percentile(samples, q)), abs=1e-6)
+        assert found == pytest.approx(float(np.percentile(samples, q, method="linear")), rel=1e-12, abs=1e-9)
+    assert metrics.percentiles(samples, (50, q)) == [metrics.percentile(samples, 50), found]
 
 
-def test_p99_needs_a_thousand() -> None:
-    assert metrics.percentile(list(range(999)), 99) is None
-    assert metrics.percentile(list(range(1000)), 99) == pytest.approx(989.01)
-    assert metrics.percentile([], 50) is None
+@pytest.mark.parametrize(("q", "needed"), [(50, 1), (75, 40), (90, 100), (95, 200), (99, 1000), (99.9, 10_000), (5, 200)])
+def test_a_percentile_needs_ten_samples_beyond_it(q: float, needed: int) -> None:
+    assert metrics.percentile(list(range(needed - 1)), q) is None
+    assert metrics.percentile(list(range(needed)), q) == pytest.approx(float(np.percentile(range(needed), q)))
+
+
+def test_an_interval_on_a_percentile_is_over_requests() -> None:
+    """Each request has gaps of one length, so that twelve requests are twelve samples, however many gaps they have."""
+    same = [completion(*((300 + gap * k, 1) for k in range(200))) for gap in range(10, 130, 10)]
+    m = measured(completions=same)
+    interval = metrics.percentile_interval(m, metrics.itl_s, 50)
+    assert interval == pytest.approx((0.04, 0.09), abs=0.0101), "five requests of twelve, give or take two"
+    assert metrics.percentile_interval(measured(completions=same[:9]), metrics.itl_s, 50) is None, "too few to draw from"
+    assert metrics.percentile_interval(m, metrics.ttft_s, 50) == pytest.approx((0.2, 0.2)), "all alike"
+    assert metrics.percentile_interval(m, metrics.ttft_s, 90) is None, "withheld"
+    assert metrics.percentile_interval(measured(completions=same[:1]), metrics.ttft_s, 50) is None
+    assert metrics.percentile_interval(measured(), metrics.ttft_s, 50) is None
+
+
+def test_requests_are_drawn_with_what_resembles_them() -> None:
+    """Twelve requests are no more when each is sent three times, and those of a static batch are one."""
+    once = [completion((300 + 10 * k, 1)) for k in range(12)]
+    again = [dataclasses.replace(c, repeat=k) for k in range(3) for c in once]
+    alone, thrice = (metrics.percentile_interval(measured(completions=done), metrics.ttft_s, 50) for done in (once, again))
+    assert alone is not None and thrice == pytest.approx(alone, abs=0.006)
+    fours = [dataclasses.replace(completion((300 + 10 * k, 1)), dispatch_ns=k // 4) for k in range(48)]
+    batched = measured(completions=fours, config={"arrivals": "batches", "size": 4})
+    plain = metrics.percentile_interval(measured(completions=fours), metrics.ttft_s, 50)
+    grouped = metrics.percentile_interval(batched, metrics.ttft_s, 50)
+    assert plain is not None and grouped is not None and grouped[1] - grouped[0] > plain[1] - plain[0]
+    few = measured(completions=fours[:36], config={"arrivals": "batches", "size": 4})
+    assert metrics.percentile_interval(few, metrics.ttft_s, 50) is None, "nine batches"
 
 
 def test_counts_and_rates() -> None:
@@ -160,6 +189,42 @@ def test_counts_and_rates() -> None:
     assert (metrics.input_tokens(whole), metrics.total_tokens(whole)) == (16, 24)
     cell = measured(repeats=[[], []])
     assert metrics.output_tokens(cell) == 20 and metrics.measured_s(cell) == 2.0 and metrics.completed_requests(cell) is None
+
+
+def test_throughput_of_the_steady_state_is_of_all_repeats() -> None:
+    def at_work(start: int, end: int, *events: int, repeat: int = 0) -> Completion:
+        return Completion(start * MS, start * MS, end * MS, tuple((t * MS, 2) for t in events), 8, repeat=repeat)
+
+    # Two at work from 100 to 500 ms, with 3 events in that time, and from 2000 to 2100 ms, with one.
+    done = [at_work(0, 500, 90, 200, 500), at_work(100, 700, 300, 501, 700)]
+    done += [at_work(2000, 2100, 2050, repeat=1), at_work(2000, 2300, 2200, repeat=1)]
+    m = measured(completions=done)
+    assert metrics.steady_output_tokens_per_s(m) == pytest.approx(2 * 4 / 0.5)
+    assert metrics.steady_output_tokens_per_s(m, share=0.5) == pytest.approx(2 * 8 / 1.0)
+    assert metrics.concurrency_mean(m) == pytest.approx((0.5 + 0.6 + 0.1 + 0.3) / 4)
+    row = metrics.summary(m)
+    assert (row["steady_output_tokens_per_s"], row["concurrency_mean"]) == (pytest.approx(16), pytest.approx(0.375))
+    assert metrics.steady_output_tokens_per_s(measured()) is None and metrics.concurrency_mean(measured()) is None
+    never = dataclasses.replace(done[0], repeat=2, done_ns=0)
+    assert metrics.steady_output_tokens_per_s(measured(completions=[*done, never])) is None
+
+
+def test_prompt_tokens_from_a_cache_are_counted_where_the_engine_tells_of_all() -> None:
+    told = [dataclasses.replace(ONE, cached_tokens=n) for n in (0, 5)]
+    m = measured(completions=told)
+    assert metrics.cached_tokens(m) == 5 and metrics.input_tokens(m) == 16
+    assert metrics.total_tokens_per_s(m) == pytest.approx((16 + 8) / 4)
+    assert metrics.cached_tokens(measured(completions=[*told, ONE])) is None and metrics.cached_tokens(measured()) is None
+    assert metrics.total_tokens_per_s(measured(completions=[completion((200, 1), prompt=None)])) is None
+
+
+def test_a_row_has_every_latency_and_withholds_weak_percentiles() -> None:
+    row = metrics.summary(measured(completions=[ONE] * 200))
+    # Gaps of 40 and 80 ms between events; of the 80 ms, two tokens have 40 each.
+    assert [row[f"icl_s_{of}"] for of in ("mean", "p50", "p90")] == pytest.approx([0.06, 0.06, 0.08])
+    assert [row[f"itl_s_{of}"] for of in ("mean", "p50", "p95")] == pytest.approx([0.04] * 3)
+    assert row["ntpot_s_p50"] == pytest.approx(0.32 / 4) and row["ttft_s_p95"] == pytest.approx(0.2)
+    assert row["ttft_s_p99"] is None and row["queue_s_mean"] is None
 
 
 def test_a_total_has_one_source_per_scope_counter_before_integral_before_model() -> None:
@@ -245,6 +310,10 @@ def test_what_a_driver_told_of_use_and_memory_is_of_each_domain() -> None:
     used = Series(array("q", [0, SECOND, 9 * SECOND]), array("d", [4e9, 3e9, 9e9]))
     m = measured(trace=Trace(gauges={"a:g.sm_utilization": share, "a:g.memory_used_bytes": used}))
     assert metrics.gpu_utilization(m) == {"a:g": 0.75} and metrics.peak_memory_used_bytes(m) == {"a:g": 4e9}
+    steps = Series(array("q", [0, SECOND, 9 * SECOND]), array("d", [0.25, 0.5, 0.9]))
+    logged = measured(trace=Trace(gauges={"e:engine.kv_cache_used": steps}))
+    assert metrics.kv_cache_used_mean(logged) == metrics.summary(logged)["kv_cache_used_mean"] == 0.375
+    assert metrics.kv_cache_used_mean(m) is None
     row = metrics.summary(m)
     assert (row["gpu_utilization.a:g"], row["peak_memory_used_bytes.a:g"]) == (0.75, 4e9)
     assert metrics.gpu_utilization(measured()) == metrics.peak_memory_used_bytes(measured()) == {}
@@ -364,12 +433,6 @@ def test_repeats_of_one_power_have_one_power_however_long_they_take() -> None:
     spans = tuple(Repeat(0, t * SECOND, {"a:g": energy("a:g", 50.0 * t, 0.3)}) for t in (1, 2, 4))
     power = metrics.mean_power_w(Measurement("r", "window", "l", "ok", "", 0, 7 * SECOND, {}, spans))
     assert power is not None and power.value == 50 and power.half_width == pytest.approx(0.3 * math.sqrt(3) / 7)
-
-
-def test_students_t() -> None:
-    stats = {1: 12.706, 4: 2.776, 30: 2.042, 1000: 2.042}
-    assert {n: metrics.student_t(n) for n in stats} == stats
-    assert metrics.stdev([1.0, 2.0, 3.0]) == 1.0
 
 
 def test_a_repeat_that_takes_longer_idles_longer_and_net_energy_knows() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lem_kit import models
-from lem_kit.errors import Unavailable
+from lem_kit.errors import LemError, Unavailable
 
 
 def built(monkeypatch: pytest.MonkeyPatch, cache: Path, name: str = "tiny-llama") -> Path:
@@ -96,3 +96,10 @@ def test_gemma_knows_where_paris_is() -> None:
     text = tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     print(f"{text!r} after {time.monotonic() - started:.0f} s")
     assert "Paris" in text or "France" in text
+
+
+def test_a_tokenizer_is_had_by_the_models_name_or_its_folder(tmp_path: Path) -> None:
+    for name in ("tiny-llama", models.resolve("tiny-llama")):
+        assert len(models.tokenizer(name)) == 4096
+    with pytest.raises(LemError, match=r"no tokenizer of '.*nowhere' to be had: .*Check the name or the path"):
+        models.tokenizer(str(tmp_path / "nowhere"))

@@ -41,11 +41,20 @@ def test_notebooks_show_what_they_were_committed_with() -> None:
     assert f"{cells} passed" in done.stdout, done.stdout
 
 
-def test_a_wrong_option_of_the_magic_fails_a_lax_check(tmp_path: Path) -> None:
-    cells = [nbformat.v4.new_code_cell(source) for source in ("%load_ext lem_kit", "%%measure_energy --bogus\n1")]
+def test_wrong_use_of_the_magic_fails_a_lax_check(tmp_path: Path) -> None:
+    wrong = (
+        "%%measure_energy --bogus\n1",
+        "%%measure_energy",
+        "# a comment\n%%measure_energy\n1",
+        "%%measure_energy\n%%measure_energy\n1",
+        "%%measure_energy --tokens 'no_name'\n1",
+        "%%measure_energy\nimport asyncio\nawait asyncio.sleep(0)\nx = = 1",
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in ("%load_ext lem_kit", *wrong)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "wrong.ipynb")
     done = nbval("--nbval-lax", tmp_path / "wrong.ipynb")
-    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout and "MeasureUsageError" in done.stdout
+    assert done.returncode == 1 and f"{len(wrong)} failed, 1 passed" in done.stdout, done.stdout[-3000:]
+    assert "MeasureUsageError" in done.stdout and "SyntaxError" in done.stdout
 
 
 def strict(path: Path) -> Any:

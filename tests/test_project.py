@@ -53,7 +53,7 @@ def constraints() -> list[str]:
 def test_plug_in_extras_are_named_like_their_files() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     files = {path.stem for folder in ("backends", "energy") for path in (ROOT / "lem_kit" / folder).glob("*.py")}
-    assert set(extras) - {"gemma", "notebook", "test"} <= files
+    assert set(extras) - {"datasets", "browser", "gemma", "notebook", "search", "test"} <= files
 
 
 def test_the_method_page_lists_every_reason_code() -> None:

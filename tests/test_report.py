@@ -1,4 +1,4 @@
-"""Tables and figures: exact values, models marked, unknowns absent."""
+"""Tables: exact values, models marked, unknowns absent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from array import array
+from typing import Any
 
 from lem_kit import report
 from lem_kit.measurement import Completion, Energy, Measurement
@@ -31,7 +32,17 @@ def run(size: int, joules: float | None, method: str = "counter") -> Measurement
 def test_names_are_the_settings_that_differ() -> None:
     assert report.names([run(1, 1.0), run(4, 1.0)]) == ["size=1", "size=4"]
     assert report.names([run(1, 1.0)]) == ["<i>label</i>"]
+    rates = [dataclasses.replace(run(1, 1.0), config={"rate_per_s": rate}) for rate in (4.775769535494515, 8.0)]
+    assert report.names(rates) == ["rate_per_s=4.7758", "rate_per_s=8"]
     assert report.names([run(1, 1.0), run(1, 2.0)]) == ["<i>label</i> (r1)", "<i>label</i> (r1)"]
+
+
+def test_names_look_one_level_into_settings_that_are_mappings() -> None:
+    args: list[dict[str, Any]] = [{"slots": 8, "cache": {"share": 1}}, {"slots": 16, "kind": "<b>"}, {}]
+    runs = [dataclasses.replace(run(1, 1.0), config={"size": 1, "engine_args": each}) for each in args]
+    assert report.names(runs) == ["engine_args.slots=8", "engine_args.slots=16, engine_args.kind=<b>", "<i>label</i>"]
+    shown = report.as_html(report.table(runs)).data
+    assert "engine_args.kind=&lt;b&gt;" in shown and "<b>" not in shown
 
 
 def test_the_table_has_intervals_methods_and_no_zero_for_unknown() -> None:
@@ -47,7 +58,9 @@ def test_the_energy_table_gives_every_source_and_every_reason() -> None:
     assert rows["energy, J"].tolist() == ["20.00 ± 0.50", "–", "–"]
     assert rows["reasons"].tolist() == ["–", "source_failed", "no <permission>"]
     assert rows["run"].tolist() == ["size=1", "size=4", "every run"]
-    assert "&lt;permission&gt;" in report.as_html(rows).data and "<permission>" not in report.as_html(rows).data
+    page = report.as_html(rows).data
+    assert "&lt;permission&gt;" in page and "<permission>" not in page
+    assert "20.00\u00a0±\u00a00.50</td>" in page  # a figure and its interval stay in one line
 
 
 def test_the_hardware_table_has_the_ceiling_beside_what_was_reached_and_no_zero_for_unknown() -> None:
@@ -72,28 +85,6 @@ def test_the_hardware_table_has_the_ceiling_beside_what_was_reached_and_no_zero_
 def test_reasons_are_explained() -> None:
     rows = report.reasons_table([run(1, None), run(2, 1.0, "model")])
     assert rows["code"].tolist() == ["source_failed", "modelled"] and rows["meaning"].str.len().min() > 20
-
-
-def test_the_energy_figure_draws_what_is_known_and_names_the_rest() -> None:
-    figure = report.energy_figure([run(1, 20.0), run(4, None), run(8, 5.0, "model")])
-    bars = {bar.name: bar for bar in figure.data}
-    assert list(bars["measured by a counter"].x) == ["size=1"] and list(bars["measured by a counter"].y) == [2.0]
-    model = bars["MODELLED, not measured"]
-    assert list(model.error_y.array) == [0.05] and model.marker.pattern.shape == "/"
-    assert "unknown: size=4" in figure.layout.title.text
-
-
-def test_the_latency_figure_has_every_request() -> None:
-    boxes = report.latency_figure([run(1, 1.0), run(4, 1.0)]).data
-    assert [(box.name, list(box.y)) for box in boxes[:2]] == [("size=1", [100.0]), ("size=4", [100.0])]
-
-
-def test_the_power_figure_has_counters_and_lanes() -> None:
-    figure = report.power_figure(run(1, 10.0), "<b>")
-    power, waiting, decoding = figure.data
-    assert power.name == "meter:gpu0 (counter)" and list(power.y) == [8.0, 12.0]
-    assert list(waiting.x)[:2] == [0.0, 0.1] and list(decoding.x)[:2] == [0.1, 1.0]
-    assert figure.layout.title.text == "Power: &lt;b>"
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

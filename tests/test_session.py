@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ import lem_kit as lem
 from lem_kit import baseline, metrics, session, store
 from lem_kit.energy import EnergySource, Reading
 from lem_kit.errors import LemError
-from lem_kit.measurement import TokenEvent
+from lem_kit.measurement import Request, TokenEvent
 from lem_kit.sampler import Sampler
 from lem_kit.trace import Domain, Series
 
@@ -340,7 +341,8 @@ def test_a_window_that_does_not_wait_completes_itself_and_is_the_same(tmp_path: 
         assert window.run_id not in [m.run_id for m in s.measurements], "not looked up yet"
         m = window.measurement  # waits for the counter's next update
         assert time.monotonic() - ended < 1
-        assert m.energy["meter:gpu0"].joules == pytest.approx(200 * m.duration_s, abs=m.energy["meter:gpu0"].uncertainty_j)
+        found = m.energy["meter:gpu0"]  # one interval in twenty may miss
+        assert found.joules == pytest.approx(200 * m.duration_s, abs=0.1 + (found.uncertainty_j or 0))
         assert m.energy["meter:gpu0"].reasons == () and window.measurement is m
     assert s.measurements == [m] and lem.load(tmp_path / m.run_id) == m
 
@@ -514,3 +516,143 @@ def test_counter_and_integral_that_disagree_say_so(clock: FakeClock) -> None:
         assert energy["meter:gpu0"].reasons == energy["meter_power:gpu0"].reasons == reasons
         assert metrics.agreement(energy) == {"meter:gpu0": pytest.approx(watts / 100 - 1)}
         assert window.measurement.valid == (not reasons)
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_window_whose_block_never_ends_is_ended_from_outside_once(clock: FakeClock) -> None:
+    with opened(clock, Meter(clock)) as s:
+        manager = s.window("left")
+        window = manager.__enter__()
+        clock.advance(2)
+        assert s.open_windows == [window]
+        m = s.abandon(window)
+        assert m is not None and (m.status, m.reasons, m.duration_s) == ("interrupted", ("interrupted",), 2.0)
+        assert m.energy["meter:gpu0"].joules == pytest.approx(200) and s.open_windows == []
+        clock.advance(1)
+        with s.window("next") as later:  # in the context in which the one that was left is still the innermost
+            clock.advance(1)
+        assert later.measurement.parent is None
+        assert not manager.__exit__(ValueError, ValueError("late"), None)  # which leaves the exception to whoever raised it
+        assert window.measurement == m and s.abandon(window) is None
+        assert [found.label for found in s.measurements] == ["left", "next"]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_an_interrupt_while_the_gpu_is_waited_for_leaves_no_window_open(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with opened(clock, Meter(clock)) as s:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(s, "instant", interrupted)
+            with s.window("at its begin"):
+                pass
+        with s.window("after") as window, monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), s.window("end"):
+            clock.advance(1)
+            patch.setattr(s, "instant", interrupted)
+        assert s.open_windows == [] and window.measurement.parent is None
+        assert [(m.label, m.status, m.duration_s) for m in s.measurements] == [
+            ("at its begin", "interrupted", 0), ("end", "ok", 1), ("after", "ok", 1)
+        ]  # fmt: skip
+
+
+def test_a_window_may_begin_in_one_context_and_end_in_another() -> None:
+    with lem.Session(sources=[]) as s:
+        manager = s.window("two contexts")
+        contextvars.copy_context().run(manager.__enter__)
+        manager.__exit__(None, None, None)
+        assert [m.status for m in s.measurements] == ["ok"]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_what_is_known_so_far_holds_the_repeats_that_have_ended(clock: FakeClock) -> None:
+    with opened(clock, Meter(clock)) as s:
+        clock.advance(1)
+        with s.window("work") as window:
+            for seconds in (1, 2):
+                with window.repeat():
+                    clock.advance(seconds)
+                found = window.so_far()
+                assert found.repeats[-1].energy["meter:gpu0"].joules == pytest.approx(100 * seconds)
+            clock.advance(1)
+            with window.repeat():
+                clock.advance(1)
+                assert len(window.so_far().repeats) == 2
+        assert s.measurements == [window.measurement] and len(window.measurement.repeats) == 3
+
+
+def test_what_is_known_so_far_may_wait_for_the_counters() -> None:
+    stepping = Meter(lambda: time.monotonic_ns() // 60_000_000 * 60_000_000)
+    stepping.domains = {"gpu0": Domain("gpu", "counter")}
+    with lem.Session(sources=[stepping]) as s:
+        time.sleep(0.5)
+        with s.window("work") as window:
+            with window.repeat():
+                time.sleep(0.07)
+            assert len(window.so_far(wait=True).repeats) == 1
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_idling_leaves_the_waiting_to_its_block(clock: FakeClock) -> None:
+    with opened(clock, Meter(clock)) as s:
+        clock.advance(1)
+        with s.idling(5, "bare"):
+            clock.advance(5)
+        assert s.baselines["bare"]["power_w"]["meter:gpu0"]["watts"] == pytest.approx(100)
+
+
+def test_repeats_until_the_figure_is_known() -> None:
+    engine, requests = lem.load_backend("fake", "fake", ttft_s=0.02, tokens_per_s=1000), lem.prompts.synthetic(2, 4, 5)
+    with lem.Session(sources=[Meter(time.monotonic_ns)]) as s:
+        m = s.run(engine, requests, warmup=0, repeats=lem.repeat_until(0.5, max_repeats=9))
+        assert 5 <= len(m.repeats) < 9, "as soon as the meter has told about five"
+        assert "interval_not_reached" not in m.reasons
+        assert m.config["repeat_until"] == {
+            "interval": 0.5, "max_repeats": 9, "min_repeats": 5, "judged_by": "j_per_output_token",
+        }  # fmt: skip
+        m = s.run(engine, requests, warmup=0, repeats=lem.repeat_until(1e-9, max_repeats=3, min_repeats=2))
+        assert len(m.repeats) == 3 and "interval_not_reached" in m.reasons
+    with lem.Session(sources=[]) as s:
+        m = s.run(engine, requests, warmup=0, repeats=lem.repeat_until(0.5, max_repeats=9, min_repeats=2))
+        assert len(m.repeats) == 2 and m.config["repeat_until"]["judged_by"] == "output_tokens_per_s"
+
+
+def test_a_record_holds_a_digest_of_the_ids_where_they_are_known() -> None:
+    spoken = lem.prompts.texts(["two words", "and three more"], 3, fixed_length=True)
+    with lem.Session(sources=[]) as session:
+        engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=5000)
+        unknown = session.run(engine, spoken, warmup=0)
+        assert "prompt_ids_sha256" not in unknown.config, "nobody told the ids of a text"
+        given = lem.prompts.synthetic(3, 5, 2)
+        assert session.run(engine, given, warmup=0).config["prompt_ids_sha256"] == lem.prompts.ids_digest(given)
+        open_then: list[int] = []
+
+        def token_ids(request: Request) -> list[int]:
+            open_then.append(len(session.open_windows))
+            return [1, *map(len, (request.prompt or "").split())]
+
+        engine.token_ids = token_ids  # type: ignore[attr-defined]
+        known = session.run(engine, spoken, warmup=0)
+    assert open_then == [0, 0], "they are asked for outside of what is measured"
+    assert known.config["prompt_ids_sha256"] == lem.prompts.ids_digest(
+        [Request(prompt_token_ids=(1, 3, 5)), Request(prompt_token_ids=(1, 3, 5, 4))]
+    )
+    assert known.config["prompts_sha256"] == unknown.config["prompts_sha256"]
+
+
+def test_two_ways_to_make_ids_of_a_text_are_seen() -> None:
+    """As a doubled BOS, or the template of another model, would be."""
+    transformers = pytest.importorskip("transformers")
+    spoken = lem.prompts.texts(["The kettle sings."], 2, fixed_length=True)
+    backend = lem.load_backend("transformers", "tiny-llama")
+    with lem.Session(sources=[]) as session:
+        one = session.run(backend, spoken, warmup=0)
+        doubled = [Request(prompt="<s>The kettle sings.", max_new_tokens=2, fixed_length=True)]
+        two = session.run(backend, doubled, warmup=0)
+    backend.close()
+    ids = transformers.AutoTokenizer.from_pretrained(lem.models.resolve("tiny-llama"))("The kettle sings.").input_ids
+    as_given = lem.prompts.ids_digest([Request(prompt_token_ids=tuple(ids))])
+    assert one.config["prompt_ids_sha256"] == as_given
+    assert two.config["prompt_ids_sha256"] == lem.prompts.ids_digest([Request(prompt_token_ids=(ids[0], *ids))])

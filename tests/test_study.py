@@ -119,6 +119,7 @@ def test_a_kernel_that_dies_is_a_problem_of_its_run(here: Path) -> None:
     nbformat.write(notebook, here / "small.ipynb")
     (outcome,) = study.run(study.read(written(here, "notebook: small")), here / "out")
     assert not outcome.ok and "was cut off" in (outcome.problem or "")
+    assert lem.load(here / "out" / outcome.planned.run_id).error == {"type": "LemError", "message": outcome.problem}
 
 
 def test_unknown_notebooks_and_parameters_name_the_nearest() -> None:

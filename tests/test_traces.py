@@ -122,6 +122,7 @@ def test_no_more_is_read_than_is_asked(tmp_path: Path) -> None:
     path.write_text(f"{HEADER}1,m,3,2,5,l\n2,m,4,1,5,l\nrubbish\n")
     rows = list(itertools.islice(traces.read(path), 2))
     assert traffic.trace(path).schedule(2) == (0.0, 1.0)
-    made = [r for row in rows for r in prompts.synthetic(1, row.input_tokens, row.output_tokens, seed=row.line)]  # type: ignore[arg-type]
+    assert [(row.input_tokens, row.output_tokens) for row in rows] == [(3, 2), (4, 1)]
+    made = prompts.of_trace(path, 2)
     shapes: list[Any] = [(len(r.prompt_token_ids or ()), r.max_new_tokens) for r in made]
     assert shapes == [(3, 2), (4, 1)], "as the module's docstring shows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -260,9 +261,39 @@ def test_what_the_work_raises_comes_out() -> None:
 
 
 def test_stamps_of_two_clocks_are_not_called_the_engines() -> None:
-    def source(*events: TokenEvent) -> str:
-        return traffic._completion(list(events), 0, 1, 9, None, 0).timing_source
+    class Told(Engine):
+        async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+            for event in events:
+                yield event
 
+    def source(*told: TokenEvent) -> str:
+        events[:] = told
+        [done] = sent(Told(), prompts.texts(["a"]), lem.traffic.batches(1))
+        return str(done.timing_source)
+
+    events: list[TokenEvent] = []
     engine, end = TokenEvent(0, 1, 5, "engine"), TokenEvent(0, 0, 8, "client", finish_reason="length")
     assert source(engine, engine, end) == "engine", "the last one only tells the reason"
     assert source(engine, TokenEvent(0, 1, 7), end) == "client" and source() == "client"
+
+
+def test_older_objects_are_left_to_themselves_while_requests_are_sent() -> None:
+    """A full collection beside a loaded torch holds up every thread for a quarter of a second."""
+
+    class Looking(Engine):
+        async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+            frozen.append(gc.get_freeze_count())
+            async for event in super().generate(requests):
+                yield event
+
+    frozen: list[int] = []
+    assert gc.get_freeze_count() == 0
+    bad = Looking(problem=RuntimeError("no"))
+    sent(bad, prompts.texts(["a", "bad"]), lem.traffic.batches(1))
+    assert min(frozen) > 1000 and gc.get_freeze_count() == 0, "and no longer, whatever happens"
+    gc.freeze()
+    try:
+        sent(Looking(), prompts.texts(["a"]), lem.traffic.batches(1))
+        assert gc.get_freeze_count() > 0, "what a user froze stays so"
+    finally:
+        gc.unfreeze()

@@ -177,6 +177,10 @@ class Transformers:
                 )
         return rows
 
+    def token_ids(self, request: Request) -> list[int]:
+        """The ids that the model gets of the prompt."""
+        return self._encode([request])[0]
+
     def _check_open(self) -> None:
         if self._model is None:
             raise LemError("This backend is closed: load it again with lem_kit.load_backend.")

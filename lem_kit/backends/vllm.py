@@ -222,6 +222,11 @@ class VLLM:
             rows.append(list(ids))
         return rows
 
+    def token_ids(self, request: Request) -> list[int]:
+        """The ids that the engine makes of the prompt."""
+        self._check_open()
+        return self._encode([request])[0]
+
     def _check_open(self) -> None:
         if self._engine is None:
             raise LemError("This backend is closed: load it again with lem_kit.load_backend.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import baseline, flops, metrics
 from ..curve import mean_power_w
@@ -21,7 +21,16 @@ _WIDTH = 48
 
 def mimebundle(m: Measurement) -> tuple[dict[str, str], dict[str, Any]]:
     """The card as text and HTML, with the record as metadata."""
-    return {"text/plain": text(m), "text/html": html(m)}, {"lem_kit": record(m)}
+    shown = Shown(_rows(m), _notes(m), _powers(m))
+    return {"text/plain": text(m, shown), "text/html": html(m, shown)}, {"lem_kit": record(m)}
+
+
+class Shown(NamedTuple):
+    """What both forms of a card are made of; looked up once, for a user waits for the card."""
+
+    rows: list[tuple[str, str]]
+    notes: list[str]
+    powers: list[float]
 
 
 def record(m: Measurement) -> dict[str, Any]:
@@ -117,9 +126,10 @@ def _notes(m: Measurement) -> list[str]:
 
 
 def _powers(m: Measurement) -> list[float]:
-    """Power over the window in `_WIDTH` steps or fewer, from the energies that make up the total; empty if unknown."""
+    """Power over the window in `_WIDTH` steps or fewer, from the energies that make up the total; empty if unknown, or too
+    short to have a course."""
     total = metrics.energy_j(m)
-    if total is None:
+    if total is None or m.duration_s < m.trace.interval_s:
         return []
     step_ns = (m.t1_ns - m.t0_ns) / _WIDTH
     sums = [0.0] * _WIDTH
@@ -136,40 +146,45 @@ def _powers(m: Measurement) -> list[float]:
     return sums
 
 
-def text(m: Measurement) -> str:
+def text(m: Measurement, shown: Shown | None = None) -> str:
     """The card for a terminal."""
-    width = max(len(name) for name, _ in _rows(m))
+    rows, notes, powers = shown or Shown(_rows(m), _notes(m), _powers(m))
+    width = max(len(name) for name, _ in rows)
     lines = [f"{m.label} ({m.kind}, {m.status})"]
-    lines += [f"  {name:<{width}}  {value}" for name, value in _rows(m)]
-    if powers := _powers(m):
+    lines += [f"  {name:<{width}}  {value}" for name, value in rows]
+    if powers:
         top = max(powers)
         bars = "".join(_BARS[round(w / top * 7)] if top > 0 else _BARS[0] for w in powers)
         lines.append(f"  {'power':<{width}}  {bars} (0 to {top:.4g} W)")
-    lines += [f"  note  {note}" for note in _notes(m)]
+    lines += [f"  note  {note}" for note in notes]
     lines += (
         [f"  not open  {name}: {reason}" for name, reason in m.unavailable.items()] if metrics.energy_j(m) is None else []
     )
     return "\n".join(lines)
 
 
-def html(m: Measurement) -> str:
+def html(m: Measurement, shown: Shown | None = None) -> str:
     """The card for a notebook, trusted or not."""
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _rows(m))
-    picture = _picture(_powers(m))
+    told, doubts, powers = shown or Shown(_rows(m), _notes(m), _powers(m))
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in told)
+    picture = _picture(powers)
     each = "".join(
         f"<tr><td>{escape(key)}</td><td>{escape(_energy_text(e))}</td><td>{escape(metrics.METHODS[e.method])}</td>"
         f"<td>{escape(e.scope)}</td><td>{escape(', '.join(e.reasons))}</td></tr>"
         for key, e in m.energy.items()
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(m))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in doubts)
     missing = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in m.unavailable.items())
+    missing = f"<p>Not open:</p><ul>{missing}</ul>" if missing else ""
+    known = metrics.energy_j(m) is not None
     return (
         f"<table><caption><b>{escape(m.label)}</b> ({escape(m.kind)}, {escape(m.status)})</caption>{rows}{picture}</table>"
         + (f"<ul>{notes}</ul>" if notes else "")
+        + ("" if known else missing)
         + "<details><summary>sources</summary>"
         + "<table><tr><th>source</th><th>energy</th><th>method</th><th>covers</th><th>reasons</th></tr>"
         + f"{each}</table>"
-        + (f"<p>Not open:</p><ul>{missing}</ul>" if missing else "")
+        + (missing if known else "")
         + f"<p>run {escape(m.run_id)}</p></details>"
     )
 

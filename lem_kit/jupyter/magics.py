@@ -1,158 +1,149 @@
-"""`%%measure_energy`: run a cell in a measurement window and show what it cost.
+"""`%%measure_energy` and `%measure_energy`: run a cell or a statement in a measurement window and show what it cost;
+`%lem_auto` does it for every cell, and `%lem_status` says what can be measured.
 
 The one idea: the magic compiles the cell itself and runs it in the user's namespace, so that the cell's value, its names and
 its exceptions (with the user's own lines) are what they would be without the magic. An exception is recorded and raised
-again; nothing is swallowed. Not covered yet: cells with top-level `await`.
+again; nothing is swallowed. A cell that awaits goes the same way, in the kernel's own event loop (`cell`).
+
+Not covered: a cell that awaits inside another magic that runs it (`%%capture`, `%%time`): IPython itself cannot do that.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
+import asyncio
 import contextlib
-import inspect
-import shlex
-from collections.abc import Callable
-from pathlib import Path
+import threading
 from typing import Any
 
-from IPython.core.display_functions import display
-from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, needs_local_scope, no_var_expand
+from IPython.utils.text import DollarFormatter
 
-from .. import store
-from ..measurement import Measurement
-
-try:
-    from IPython.core.magic import output_can_be_silenced
-except ImportError:  # IPython 7
-
-    def output_can_be_silenced(magic_func: Any) -> Any:
-        return magic_func
-
-
-class MeasureUsageError(ValueError):
-    """Wrong options of `%%measure_energy`. Not IPython's UsageError, which leaves no error in a notebook's outputs."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"MeasureUsageError: {self}", "Type %measure_energy? for the options."]
+from ..session import Window
+from .cell import MISPLACED, Cell, compiled, prompt_interrupts
+from .measured import Measured
+from .options import MeasureUsageError, expression, parsed, split_statement, with_options
 
 
 @magics_class
 class MeasureMagics(Magics):
     """Registered by `%load_ext lem_kit`."""
 
-    @magic_arguments()
-    @argument("-o", "--output", metavar="NAME", help="assign the Measurement to this variable")
-    @argument(
-        "--repeat", type=int, default=1, metavar="N", help="run the cell N times; figures get a between-repeat interval"
-    )
-    @argument("--warmup", type=int, default=0, metavar="N", help="run the cell N times before, outside the window")
-    @argument("--tokens", metavar="EXPR", help="output tokens of one run, evaluated after each run: 'out.shape[1] - 7'")
-    @argument("--label", default="cell", help="a name for the measurement")
-    @argument("--save", metavar="FOLDER", help="write the record to FOLDER/<run_id>/ (read it with lem_kit.load)")
-    @output_can_be_silenced
-    @cell_magic
-    def measure_energy(self, line: str, cell: str) -> Any:
-        """Measure the energy of a cell: `%%measure_energy [options]` as its first line."""
-        from . import session
-
+    @with_options
+    @no_var_expand
+    @needs_local_scope
+    @line_cell_magic
+    def measure_energy(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
+        """Measure the energy of a cell, `%%measure_energy [options]` as its first line, or of a statement:
+        `%measure_energy [options] statement`. Its value is the value of what was measured.
+        """
         __tracebackhide__ = True  # between the magic's line and the user's own lines there is nothing to see
-        options = self._options(line)
-        tokens = _expression(options.tokens)
-        run = self._compiled(line, cell)
-        for _ in range(options.warmup):
-            run()
-        value = problem = None
-        window = None
+        code, measured = self._prepared(line, cell, local_ns)
+        if code.waits:
+            self.refuse_await()
+        if measured.baseline_s:
+            with measured.session.idling(measured.baseline_s):
+                threading.Event().wait(measured.baseline_s)
+        for _ in range(measured.options.warmup):
+            code.run()
+        value = None
         try:
-            with session().window(options.label, config=_config(options)) as window:
-                for _ in range(options.repeat):
-                    with window.repeat() if options.repeat > 1 else contextlib.nullcontext(window) as span:
-                        value = run()
-                    if tokens and not problem:
-                        span.output_tokens, problem = self._count(tokens)
-                if problem:
-                    window.reasons.append("tokens_unknown")
+            with measured.window() as turns:
+                for turn in turns:
+                    with turn:
+                        value = code.run()
         finally:
-            if window is not None:
-                self._keep(window.measurement, options)
-        if problem:
-            raise MeasureUsageError(f"--tokens {options.tokens!r} {problem}. The energy was measured and is kept.")
+            measured.keep()
+        measured.complain()
         return value
 
-    def _options(self, line: str) -> argparse.Namespace:
-        try:
-            options = type(self).measure_energy.parser.parse_args(shlex.split(line))
-        except (UsageError, ValueError) as error:
-            raise MeasureUsageError(str(error)) from None
-        if options.repeat < 1:
-            raise MeasureUsageError(f"--repeat must be at least 1: got {options.repeat}")
-        if options.warmup < 0:
-            raise MeasureUsageError(f"--warmup must not be negative: got {options.warmup}")
-        if options.output is not None and not options.output.isidentifier():
-            raise MeasureUsageError(f"-o takes the name of a variable: got {options.output!r}")
-        if not options.label:
-            raise MeasureUsageError("--label must not be empty")
-        return options
+    async def measure_awaiting(self, line: str, cell: str, statement: bool = False) -> Any:
+        """As `measure_energy`, for what awaits: cells are rewritten to a call of this."""
+        __tracebackhide__ = True
+        code, measured = self._prepared(line, cell, None, statement)
+        with prompt_interrupts():
+            if measured.baseline_s:
+                with measured.session.idling(measured.baseline_s):
+                    await asyncio.sleep(measured.baseline_s)
+            for _ in range(measured.options.warmup):
+                await code.run_awaiting()
+            value = None
+            try:
+                with measured.window(wait=False) as turns:
+                    for turn in turns:
+                        with turn:
+                            value = await code.run_awaiting()
+            finally:
+                try:
+                    await _ended(measured.opened)
+                finally:
+                    measured.keep()
+        measured.complain()
+        return value
 
-    def _compiled(self, line: str, cell: str) -> Callable[[], Any]:
-        """The cell as a function that runs it in the user's namespace and returns the value of its last expression.
+    def _prepared(
+        self, line: str, cell: str | None, local_ns: dict[str, Any] | None, statement: bool = False
+    ) -> tuple[Cell, Measured]:
+        """What is to run, compiled, and what is to be done around it. Everything that can be wrong is found here."""
+        from . import session
 
-        The source is cached under a name of its own, magic line included, so that tracebacks show the user's lines with
-        the numbers they have in the cell.
-        """
-        shell = self.shell
-        blank = len(cell) - len(cell.lstrip("\n"))  # IPython drops blank lines at the start; they count for line numbers
-        source = "\n" * blank + shell.transform_cell(cell)
-        history = shell.history_manager.input_hist_raw
-        number = len(history) - 1 if history[-1].rstrip().endswith(cell.rstrip()) else shell.execution_count
-        name = shell.compile.cache(f"%%measure_energy {line}\n{source}", number, raw_code=cell)
-        tree = shell.transform_ast(shell.compile.ast_parse(f"\n{source}", filename=name))
-        flags = shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        body = compile(tree, name, "exec", flags, dont_inherit=True)
-        tail = compile(ast.Expression(last.value), name, "eval", flags, dont_inherit=True) if last else None
-        if any(code is not None and code.co_flags & inspect.CO_COROUTINE for code in (body, tail)):
-            raise MeasureUsageError(
-                "a cell with top-level `await` cannot be measured yet: use Session.window around the await"
-            )
+        __tracebackhide__ = True
+        parser = type(self).measure_energy.parser
+        if cell is None:
+            line, cell = split_statement(parser, line)
+            statement = True
+        names = local_ns if local_ns is not None else self.shell.user_ns
+        with contextlib.suppress(Exception):  # as IPython does, but for the options alone: `{n}` in a statement is a set
+            line = DollarFormatter().vformat(line, args=[], kwargs={**self.shell.user_ns, **names})
+        options = parsed(parser, line)
+        tokens = expression(options.tokens)
+        code = compiled(self.shell, line, cell, statement, names)
+        return code, Measured(session(), self.shell, options, tokens, names)
 
-        def run() -> Any:
-            __tracebackhide__ = "__ipython_bottom__"  # IPython then leaves out the frames above the user's own
-            exec(body, shell.user_global_ns, shell.user_ns)
-            return eval(tail, shell.user_global_ns, shell.user_ns) if tail else None
+    def refuse_await(self) -> None:
+        """Say why a cell that awaits cannot be measured where it stands."""
+        __tracebackhide__ = True
+        raise MeasureUsageError(
+            "code that awaits can be measured where %%measure_energy is the first line of a cell, or %measure_energy all of "
+            "it, with %autoawait on; not inside %%capture, %%time, run_cell_magic or a function (--quiet hides the card)"
+        )
 
-        return run
+    def refuse_empty(self) -> None:
+        """Say that there is nothing below `%%measure_energy`."""
+        __tracebackhide__ = True
+        raise MeasureUsageError("nothing to measure: the cell is empty below %%measure_energy")
 
-    def _count(self, tokens: Any) -> tuple[int | None, str | None]:
-        """The number of output tokens, or what is wrong with the expression."""
-        try:
-            value = eval(tokens, self.shell.user_global_ns, self.shell.user_ns)
-            number = int(value)
-        except Exception as error:
-            return None, f"could not be evaluated: {type(error).__name__}: {error}"
-        if number != value or number < 0 or isinstance(value, bool):
-            return None, f"is not a number of tokens: {value!r}"
-        return number, None
+    @line_magic(MISPLACED)
+    def misplaced(self, line: str) -> None:
+        """Said where `%%measure_energy` is not the first line of a cell."""
+        __tracebackhide__ = True
+        raise MeasureUsageError("%%measure_energy must be the first line of its cell: put comments and code below it")
 
-    def _keep(self, measurement: Measurement, options: argparse.Namespace) -> None:
-        if options.output:
-            self.shell.user_ns[options.output] = measurement
-        display(measurement)
-        if options.save:
-            store.save(measurement, Path(options.save).expanduser())
+    @line_magic
+    def lem_auto(self, line: str) -> None:
+        """Measure every cell that follows: `%lem_auto on`, and `%lem_auto off`. Alone it says which it is."""
+        from . import cells
+
+        word = line.strip()
+        if word not in ("on", "off", ""):
+            raise MeasureUsageError(f"%lem_auto takes 'on' or 'off': got {word!r}", "lem_auto")
+        if word:
+            cells().automatic = word == "on"
+        print(f"lem_kit measures {'every cell' if cells().automatic else 'cells with %%measure_energy only'}.")
+
+    @line_magic
+    def lem_status(self, line: str) -> Any:
+        """What is measured in this notebook, with which libraries, and why the rest is missing."""
+        from . import cells, session
+        from .status import Status
+
+        if line.strip():
+            raise MeasureUsageError(f"%lem_status takes nothing: got {line.strip()!r}", "lem_status")
+        return Status.of(session(), cells().automatic)
 
 
-def _expression(text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        return compile(text, "--tokens", "eval")
-    except SyntaxError as error:
-        raise MeasureUsageError(f"--tokens {text!r} is not a Python expression: {error.msg}") from None
-
-
-def _config(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("repeat", "warmup", "tokens")}
+async def _ended(window: Window | None) -> None:
+    """Wait until the window's measurement is complete; other tasks of the loop go on meanwhile."""
+    __tracebackhide__ = True
+    if window is not None:
+        with contextlib.suppress(RuntimeError):  # no asyncio: then whoever asks for the measurement waits
+            await asyncio.get_running_loop().run_in_executor(None, lambda: window.measurement)

@@ -1,6 +1,7 @@
 """Studies: one notebook, many parameters, one folder of runs.
 
-`grid` says what a study file asks for, `runner` executes it. Not covered yet: several machines, interleaved order, repeats
+`grid` says what a study file asks for, `runner` executes it. `search` looks for the cheapest point instead of running all.
+Not covered yet: several machines, interleaved order, repeats
 that stop by themselves.
 """
 

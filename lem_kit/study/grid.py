@@ -54,10 +54,14 @@ class Study:
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values))
             parameters = {**fixed, **point}
-            text = json.dumps([self.notebook.stem, parameters], sort_keys=True)
-            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-            planned.append(Planned(f"{_name({**overrides, **point})}-{digest}", parameters))
+            planned.append(Planned(run_id(self.notebook.stem, parameters, {**overrides, **point}), parameters))
         return planned
+
+
+def run_id(notebook: str, parameters: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
+    """The name of a run's folder: what is `shown`, for people, then a digest of the notebook's name and all parameters."""
+    text = json.dumps([notebook, parameters], sort_keys=True)
+    return f"{_name(shown)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _name(point: Mapping[str, Any]) -> str:
@@ -69,7 +73,7 @@ def _name(point: Mapping[str, Any]) -> str:
 def read(path: str | Path) -> Study:
     """Read and check a study file. LemError, in one sentence, for whatever is wrong with it; nothing is run or written."""
     path = Path(path)
-    asked = _parse(path)
+    asked = parse(path)
     known = ("notebook", "parameters", "grid", "kernel")
     for name in asked:
         if name not in known:
@@ -97,7 +101,8 @@ def read(path: str | Path) -> Study:
     return Study(notebook, parameters, grid, kernel)
 
 
-def _parse(path: Path) -> dict[Any, Any]:
+def parse(path: Path) -> dict[Any, Any]:
+    """The mapping that a YAML file holds; LemError if it holds none."""
     try:
         import yaml
     except ModuleNotFoundError as error:

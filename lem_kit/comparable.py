@@ -1,0 +1,165 @@
+"""Whether two measurements may be compared, and what stands against it.
+
+The one idea: a ratio answers a question only where all but one thing was alike. What was not is found from the two records
+and named; some of it forbids any comparison, some of it that of energies, and the rest is told beside the figures.
+
+Not covered: the ratios themselves (`comparison`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
+
+from . import totals
+from .measurement import Completion, Measurement
+
+Forbids = Literal["all", "energy", "nothing"]
+
+# What two records can differ in, and what that forbids. Codes are stable: `compare(..., allow=[code])` takes them.
+DIFFERENCES: Mapping[str, tuple[Forbids, str]] = {
+    "other_kind": ("all", "the one is a run of requests and the other is not"),
+    "failed": ("all", "a measurement that failed or was interrupted"),
+    "other_prompts": ("all", "they were not given the same prompts"),
+    "other_prompt_ids": ("all", "their engines made other tokens of the same texts"),
+    "other_scopes": ("energy", "their energies cover different things"),
+    "other_method": ("energy", "the one energy is measured and the other modelled"),
+    "no_energy": ("energy", "an energy is not known"),
+    "other_output_lengths": (
+        "nothing",
+        "requests were not answered at the same length, so their energy per output token is that of other work: see the "
+        "matched ones",
+    ),
+    "not_valid": ("nothing", "a measurement is not valid"),
+    "requests_failed": ("nothing", "requests failed"),
+    "other_gpu": ("nothing", "they ran on other GPUs, whose sensors are off by a gain of their own: it is in the interval"),
+    "other_machine": ("nothing", "they ran on other machines"),
+    "other_power_limit": ("nothing", "the GPUs' power limits differ"),
+    "other_arrivals": ("nothing", "requests arrived by another plan"),
+    "other_timing": ("nothing", "the one engine stamps its tokens itself, those of the other are stamped where they arrive"),
+    "modelled": ("nothing", "both energies are modelled, so their ratio is the model's"),
+    "input_unknown": ("nothing", "the records do not say what a cell worked on, so nothing shows that both did the same"),
+}
+
+
+# What a record keeps of its plan (`traffic.plan`).
+PLAN = (
+    "arrivals", "size", "token_budget", "concurrency", "rate_per_s", "burstiness", "normalize", "start_per_s", "end_per_s",
+    "over_s", "shape", "trace", "format", "time_scale", "think_s", "schedule_s", "schedule_sha256",
+)  # fmt: skip
+
+
+class Difference(NamedTuple):
+    """A code of `DIFFERENCES`, what it forbids, and a sentence."""
+
+    code: str
+    forbids: Forbids
+    told: str
+
+
+def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Difference]:
+    """What stands against comparing these measurements with those, what forbids most first. Empty: nothing known does."""
+    found: dict[str, str] = {}
+    runs = [*a, *b]
+    if len({m.kind for m in runs}) > 1:
+        found["other_kind"] = ", ".join(sorted({m.kind for m in runs}))
+    if broken := [m.run_id for m in runs if m.status != "ok"]:
+        found["failed"] = ", ".join(broken)
+    for key, code in (("prompts_sha256", "other_prompts"), ("prompt_ids_sha256", "other_prompt_ids")):
+        if len({m.config[key] for m in runs if key in m.config}) > 1:
+            found[code] = ""
+    if not any("prompts_sha256" in m.config for m in runs):
+        found["input_unknown"] = ""
+    found |= _of_energy(a, b)
+    if apart := [places for x, y in zip(a, b) if (places := other_lengths(x, y))]:
+        found["other_output_lengths"] = f"{max(map(len, apart))} of {max(len(first_repeat(m)) for m in runs)} requests"
+    if invalid := [f"{m.run_id}: {', '.join(codes)}" for m in runs if (codes := totals.verdict(m))]:
+        found["not_valid"] = "; ".join(invalid)
+    if failures := sum(c.error is not None for m in runs for c in m.completions):
+        found["requests_failed"] = f"{failures} of {sum(len(m.completions) for m in runs)}"
+    for code, asked in (
+        ("other_gpu", _gpus),
+        ("other_machine", _machine),
+        ("other_power_limit", _limits),
+        ("other_arrivals", _plan),
+        ("other_timing", _timing),
+    ):
+        left, right = (Counter(repr(asked(m)) for m in side) for side in (a, b))
+        if left.keys() != right.keys():
+            told = [_short(asked(side[0])) for side in (a, b)]
+            found[code] = " / ".join(told) if told[0] != told[1] else ""
+    order = list(DIFFERENCES)
+    return [
+        Difference(code, DIFFERENCES[code][0], DIFFERENCES[code][1] + (f" ({more})" if more else ""))
+        for code, more in sorted(found.items(), key=lambda item: order.index(item[0]))
+    ]
+
+
+def _of_energy(a: Sequence[Measurement], b: Sequence[Measurement]) -> dict[str, str]:
+    known = [totals.energy_j(m) for m in (*a, *b)]
+    if any(total is None for total in known):
+        return {"no_energy": ", ".join(m.run_id for m, total in zip((*a, *b), known) if total is None)}
+    sides = [[totals.energy_j(m) for m in side] for side in (a, b)]
+    scopes = [sorted({scope for total in side if total for scope in total.scopes}) for side in sides]
+    methods = {total.method == "model" for side in sides for total in side if total}
+    found = {}
+    if scopes[0] != scopes[1]:
+        found["other_scopes"] = f"{', '.join(scopes[0])} / {', '.join(scopes[1])}"
+    if len(methods) > 1:
+        found["other_method"] = ""
+    elif True in methods:
+        found["modelled"] = ""
+    return found
+
+
+def other_lengths(a: Measurement, b: Measurement) -> list[int]:
+    """The places of the requests at which the two did not give as many output tokens, in their first repeat."""
+    rows = zip_longest(first_repeat(a), first_repeat(b))
+    return [i for i, (x, y) in enumerate(rows) if not x or not y or x.output_tokens != y.output_tokens]
+
+
+def first_repeat(m: Measurement) -> list[Completion]:
+    """The requests of the first repeat, in the order of the prompts."""
+    return [c for c in m.completions if c.repeat == m.completions[0].repeat] if m.completions else []
+
+
+def gain_error(m: Measurement) -> float:
+    """How far the sensors behind the total may be off alike in every run on this board, as a share."""
+    total = totals.energy_j(m)
+    used = {key.partition(":")[0].removesuffix("_power") for key in total.keys} if total else set()
+    return max((facts.get("gain_error") or 0.0 for name, facts in m.sources.items() if name in used), default=0.0)
+
+
+def boards(m: Measurement) -> list[Any]:
+    """Which GPUs were read, by their own ids."""
+    return [gpu.get("uuid") for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()]
+
+
+def _gpus(m: Measurement) -> list[Any]:
+    return [
+        f"{gpu.get('name')} {gpu.get('uuid')}" for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()
+    ]
+
+
+def _limits(m: Measurement) -> list[Any]:
+    return [gpu.get("power_limit_w") for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()]
+
+
+def _machine(m: Measurement) -> Any:
+    return m.environment.get("cpu") or m.environment.get("machine")
+
+
+def _plan(m: Measurement) -> Any:
+    return {name: m.config[name] for name in PLAN if name in m.config}
+
+
+def _timing(m: Measurement) -> list[str]:
+    return sorted({c.timing_source for c in m.completions})
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):  # a schedule is too long to be told
+        return " ".join(f"{v}" for name, v in value.items() if not name.startswith("schedule")) or "none"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -1,0 +1,55 @@
+"""How a Comparison looks in a notebook and in a terminal: tables and lists only, every text escaped, as a card is.
+
+Not covered: figures (`lem.plot_compare`).
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..comparison import Comparison
+    from ..ratios import Ratio
+
+
+def mimebundle(found: Comparison) -> tuple[dict[str, str], dict[str, Any]]:
+    """Text and HTML, with the figures as metadata."""
+    rows = [ratio._asdict() for ratio in found.ratios]
+    return {"text/plain": text(found), "text/html": html(found)}, {"lem_kit": {"verdict": found.verdict, "ratios": rows}}
+
+
+def _table(found: Comparison) -> list[tuple[str, str, str, str]]:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4g}"
+
+    def interval(r: Ratio) -> str:
+        if r.ratio is None:
+            return f"not compared: {r.why}"
+        if r.low is None or r.high is None:
+            return f"{r.shown}, no interval: {r.why}"
+        return f"{r.shown}, from {r.from_}"
+
+    rows = [(r.told, number(r.a), number(r.b), interval(r)) for r in found.ratios]
+    if found.matched:
+        of = f"of the {found.matched.requests} of {found.matched.of} requests of equal length"
+        rows += [(f"{r.told}, {of}", number(r.a), number(r.b), interval(r)) for r in found.matched.ratios]
+    return rows
+
+
+def text(found: Comparison) -> str:
+    """The comparison for a terminal."""
+    head = ("", *found.names, f"{found.names[1]} / {found.names[0]}")
+    rows = [head, *_table(found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
+    return "\n".join([found.verdict, *lines, *(f"note  {d.code}: {d.told}" for d in found.differences)])
+
+
+def html(found: Comparison) -> str:
+    """The comparison for a notebook, trusted or not: tables and lists only, every text escaped."""
+    a, b = map(escape, found.names)
+    head = f"<tr><th></th><th>{a}</th><th>{b}</th><th>{b} / {a}</th></tr>"
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in _table(found))
+    notes = "".join(f"<li>{escape(d.code)}: {escape(d.told)}</li>" for d in found.differences)
+    return f"<p><b>{escape(found.verdict)}</b></p><table>{head}{rows}</table>" + (f"<ul>{notes}</ul>" if notes else "")

@@ -1,0 +1,1 @@
+"""A package, so that its conftest is told from that of the other tests."""

@@ -1,0 +1,279 @@
+"""Ratios with intervals against known numbers, what forbids a comparison, and pairs that are made in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lem_kit as lem
+from lem_kit import comparable, statistics
+from lem_kit.comparison import Comparison
+from lem_kit.errors import LemError
+from lem_kit.measurement import Completion, Energy, Measurement, Repeat
+from lem_kit.trace import Domain, Trace
+
+SECOND = 1_000_000_000
+BOARD = {"nvml": {"gain_error": 0.05, "gpus": {"gpu0": {"name": "H100", "uuid": "GPU-1", "power_limit_w": 700.0}}}}
+
+
+def measured(
+    joules: Sequence[float] = (100.0,),
+    tokens: int = 50,
+    half: float = 0.5,
+    seconds: float = 1.0,
+    method: Any = "counter",
+    lengths: Sequence[int] = (),
+    wait_s: Callable[[int], float] = lambda i: 0.1,
+    **more: Any,
+) -> Measurement:
+    """One repeat for each of `joules`; in each, requests of `lengths` with a TTFT of `wait_s`."""
+    length_ns = round(seconds * SECOND)
+
+    def energy(value: float) -> dict[str, Energy]:
+        return {"nvml:gpu0": Energy("nvml", "gpu0", method, "gpu", value, half, ())}
+
+    repeats = tuple(Repeat(k * length_ns, (k + 1) * length_ns, energy(e), tokens) for k, e in enumerate(joules))
+    completions = tuple(
+        Completion(
+            0, 0, 2 * SECOND, ((round(wait_s(i) * SECOND), 1), (round((wait_s(i) + 0.5) * SECOND), n - 1)), 8, repeat=k
+        )
+        for k in range(len(joules))
+        for i, n in enumerate(lengths)
+    )
+    facts: dict[str, Any] = {
+        "config": {"prompts_sha256": "p", "arrivals": "batches", "size": 1},
+        "sources": BOARD,
+        "environment": {"cpu": "a CPU"},
+        "trace": Trace(domains={"nvml:gpu0": Domain("gpu", method, relative_error=1.0 if method == "model" else 0.0)}),
+    }
+    ids = iter(range(10**6))
+    return Measurement(
+        f"r{next(ids)}", "run", "l", "ok", "", 0, len(joules) * length_ns, energy(sum(joules)), repeats, completions,
+        **{**facts, **more},
+    )  # fmt: skip
+
+
+def pairs(ratio: float, scatter: Sequence[float], drift: Sequence[float]) -> tuple[list[Measurement], list[Measurement]]:
+    a = [measured([100.0 * d]) for d in drift]
+    b = [measured([100.0 * d * ratio * s]) for d, s in zip(drift, scatter)]
+    return a, b
+
+
+def test_pairs_that_drift_together_are_known_as_well_as_their_ratio() -> None:
+    """Both double within six pairs; their ratio is 0.9, give or take 1 %."""
+    scatter = [1.01, 0.99, 1.0, 1.01, 0.99, 1.0]
+    found = lem.compare(*pairs(0.9, scatter, [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]), names=("eager", "compiled"))
+    logs = [math.log(0.9 * s) for s in scatter]
+    half = 2.571 * statistics.stdev(logs) / math.sqrt(6)
+    ratio = found["j_per_output_token"]
+    assert ratio.ratio == pytest.approx(math.exp(sum(logs) / 6)) and ratio.from_ == "6 pairs"
+    assert (ratio.low, ratio.high) == pytest.approx((ratio.ratio * math.exp(-half), ratio.ratio * math.exp(half)))
+    told = "compiled took 10 % less energy per output token than eager: "
+    assert found.verdict == told + "ratio compiled / eager 0.9000 [0.8916, 0.9085], from 6 pairs."
+    assert found.differences == ()
+
+
+def test_one_pair_has_the_intervals_of_its_figures() -> None:
+    alone = lem.compare(measured([100.0], half=3.0), measured([80.0], half=3.2))["j_per_output_token"]
+    assert alone.ratio == pytest.approx(0.8) and "meters' intervals alone" in alone.from_
+    assert alone.high == pytest.approx(0.8 * math.exp(math.hypot(0.03, 0.04)))
+    repeated = lem.compare(measured([100.0, 101.0, 99.0], half=0), measured([80.0, 81.0, 79.0], half=0))
+    assert repeated["j_per_output_token"].from_ == "3 and 3 repeats"
+    spread = [4.303 * 1.0 / math.sqrt(3) / mean for mean in (100, 80)]
+    assert repeated["j_per_output_token"].low == pytest.approx(0.8 * math.exp(-math.hypot(*spread)))
+    assert repeated["output_tokens_per_s"].ratio == 1 and repeated["output_tokens_per_s"].low == 1
+    assert repeated["mean_power_w"].ratio == pytest.approx(0.8)
+
+
+def test_what_one_run_cannot_show_has_no_interval() -> None:
+    found = lem.compare(measured(), measured(seconds=2.0))
+    rate = found["output_tokens_per_s"]
+    assert rate.ratio == 0.5 and rate.low is None and "one run each" in rate.why
+    silent = [dataclasses.replace(m, energy={}, repeats=(), output_tokens=50) for m in (measured(), measured(seconds=2.0))]
+    found = lem.compare(*silent)
+    assert found["j_per_output_token"].ratio is None
+    assert (
+        found.verdict.startswith("Energy cannot be compared: an energy is not known") and "with no interval" in found.verdict
+    )
+
+
+def test_no_difference_says_how_large_one_may_still_be() -> None:
+    found = lem.compare(measured([100.0], half=2.0), measured([101.0], half=2.0))
+    assert found.verdict.startswith("No difference in energy per output token was shown, and none above 3.9 % is likely")
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.5, 2), st.floats(0.5, 2)), min_size=2, max_size=8),
+    st.floats(0.1, 10),
+)
+def test_the_other_way_round_is_the_inverse_and_units_do_not_matter(values: list[tuple[float, float]], unit: float) -> None:
+    a, b = ([measured([100 * v[side]]) for v in values] for side in (0, 1))
+    there, back = lem.compare(a, b)["j_per_output_token"], lem.compare(b, a)["j_per_output_token"]
+    assert there.ratio == pytest.approx(1 / back.ratio)  # type: ignore[operator]
+    assert (there.low is None) == (back.low is None), "an interval that says nothing is none, either way"
+    if there.low and back.low:
+        assert (there.low, there.high) == pytest.approx((1 / back.high, 1 / back.low))  # type: ignore[operator]
+    scaled = lem.compare(*([measured([100 * v[side] * unit]) for v in values] for side in (0, 1)))
+    assert scaled["j_per_output_token"][4:7] == pytest.approx(there[4:7])
+    same = lem.compare(a, a)["j_per_output_token"]
+    assert (same.ratio, same.low, same.high) == (1, 1, 1)
+
+
+def test_paired_intervals_hold_the_truth() -> None:
+    """Runs that drift by half and scatter by 2 % each; the truth is 0.95."""
+    draw = random.Random(0)
+    held = 0
+    for _ in range(200):
+        drift = [1 + 0.5 * draw.random() for _ in range(6)]
+        a, b = pairs(0.95, [draw.gauss(1, 0.03) for _ in drift], drift)
+        ratio = lem.compare(a, b)["j_per_output_token"]
+        held += ratio.low <= 0.95 <= ratio.high  # type: ignore[operator]
+    assert 182 <= held <= 198
+
+
+def with_config(m: Measurement, **config: Any) -> Measurement:
+    return dataclasses.replace(m, config={**m.config, **config})
+
+
+@pytest.mark.parametrize(
+    ("b", "code"),
+    [
+        (with_config(measured(), prompts_sha256="q"), "other_prompts"),
+        (with_config(measured(), prompt_ids_sha256="2"), "other_prompt_ids"),
+        (dataclasses.replace(measured(), kind="window"), "other_kind"),
+        (dataclasses.replace(measured(), status="failed"), "failed"),
+    ],
+)
+def test_what_forbids_every_comparison(b: Measurement, code: str) -> None:
+    a = with_config(measured(), prompt_ids_sha256="1") if code == "other_prompt_ids" else measured()
+    with pytest.raises(LemError, match=rf"cannot be compared: .*allow=\['{code}'\]"):
+        lem.compare(a, b)
+    found = lem.compare(a, b, allow=[code])
+    assert code in [d.code for d in found.differences] and found["j_per_output_token"].ratio == 1
+    with pytest.raises(LemError, match="other_prompts"):
+        lem.compare(a, b, allow=["other_promts"])
+    with pytest.raises(LemError, match="as many measurements of each: got 1 and 2"):
+        lem.compare(a, [b, b])
+
+
+def test_energies_of_other_things_are_not_set_against_each_other() -> None:
+    host = {"rapl:package-0": Energy("rapl", "package-0", "counter", "cpu", 30.0, 0.1, ())}
+    both = dataclasses.replace(measured(), energy={**measured().energy, **host}, repeats=())
+    found = lem.compare(measured(), dataclasses.replace(both, output_tokens=50))
+    assert found["j_per_output_token"].ratio is None and "cover different things (gpu / cpu, gpu)" in found.verdict
+    assert found["j_per_output_token"].a == 2.0 and found["seconds_per_repeat"].ratio == 1
+    mixed = lem.compare(measured(), measured(method="model"))
+    assert mixed["j_per_output_token"].ratio is None and "the other modelled" in mixed.verdict
+
+
+def test_a_models_error_is_in_no_scatter() -> None:
+    a = [measured([100.0], method="model", half=100.0) for _ in range(5)]
+    found = lem.compare(a, [measured([50.0], method="model", half=50.0) for _ in range(5)])
+    ratio = found["j_per_output_token"]
+    assert ratio.low == pytest.approx(0.5 * math.exp(-math.sqrt(2))) and "method may be off by" in ratio.from_
+    assert "modelled" in [d.code for d in found.differences]
+
+
+def test_two_boards_have_two_gains() -> None:
+    other = {"nvml": {"gain_error": 0.05, "gpus": {"gpu0": {"name": "H100", "uuid": "GPU-2", "power_limit_w": 500.0}}}}
+    found = lem.compare(measured(half=0), measured(half=0, sources=other))
+    ratio = found["j_per_output_token"]
+    assert ratio.high == pytest.approx(math.exp(math.hypot(0.05, 0.05))) and "gain of two boards" in ratio.from_
+    assert [d.code for d in found.differences] == ["other_gpu", "other_power_limit"]
+    assert "H100 GPU-1 / H100 GPU-2" in found.differences[0].told and "700.0 / 500.0" in found.differences[1].told
+
+
+def test_what_is_told_and_forbids_nothing() -> None:
+    b = with_config(measured(lengths=[3]), size=4)
+    failed = dataclasses.replace(b.completions[0], error="gone")
+    b = dataclasses.replace(b, completions=(failed,), environment={"cpu": "another"}, reasons=("requests_failed",))
+    codes = [d.code for d in lem.compare(measured(lengths=[3]), b).differences]
+    assert codes == ["not_valid", "requests_failed", "other_machine", "other_arrivals"]
+    cell = dataclasses.replace(measured(), kind="window", config={})
+    assert [d.code for d in lem.compare(cell, cell).differences] == ["input_unknown"]
+
+
+def test_latencies_are_drawn_by_request() -> None:
+    draw = random.Random(1)
+    waits = [0.1 + 0.05 * draw.random() for _ in range(40)]
+    a = measured(lengths=[3] * 40, wait_s=lambda i: waits[i])
+    found = lem.compare(a, measured(lengths=[3] * 40, wait_s=lambda i: 1.5 * waits[i]))
+    ttft = found["ttft_s_p50"]
+    assert (ttft.ratio, ttft.low, ttft.high) == pytest.approx((1.5, 1.5, 1.5)), "the same requests on both sides"
+    assert ttft.from_ == "40 requests of one run each"
+    few = lem.compare(measured(lengths=[3] * 9), measured(lengths=[3] * 9))["ttft_s_p50"]
+    assert few.ratio == 1 and few.low is None and few.why == "fewer than 10 requests"
+
+
+def test_requests_of_other_lengths_are_matched() -> None:
+    """Twelve requests; the four that the second engine answered at another length took it ten times as long."""
+    a = measured(lengths=[5] * 12)
+    b = measured(lengths=[5] * 8 + [9] * 4, wait_s=lambda i: 0.1 if i < 8 else 1.0)
+    found = lem.compare(a, b)
+    assert [d.code for d in found.differences] == ["other_output_lengths"] and found.matched is not None
+    assert (found.matched.requests, found.matched.of) == (8, 12)
+    assert {r.metric: r.ratio for r in found.matched.ratios}["ttft_s_p50"] == pytest.approx(1)
+    wide = lem.compare(a, b, tolerance=4).matched
+    assert wide is not None and wide.requests == 12
+    assert lem.compare(a, a).matched is None
+
+
+def test_it_is_shown_as_tables_with_every_text_escaped() -> None:
+    found = lem.compare(measured(), measured([80.0]), names=("<b>x</b>", "y & z"))
+    data, metadata = found._repr_mimebundle_()
+    assert (
+        "&lt;b&gt;x&lt;/b&gt;" in data["text/html"] and "<b>x" not in data["text/html"] and "y &amp; z" in data["text/html"]
+    )
+    assert not any(word in data["text/html"] for word in ("<style", "<script", "<svg", "style="))
+    assert data["text/plain"] == repr(found) and data["text/plain"].startswith(found.verdict)
+    json.dumps(metadata, allow_nan=False)
+    with pytest.raises(LemError, match="did you mean"):
+        found["j_per_output_tokn"]
+
+
+class Made:
+    """Measurements of given energies, one after the other; keeps who was asked."""
+
+    def __init__(self, name: str, joules: Callable[[], float], order: list[str]) -> None:
+        self.name, self.joules, self.order = name, joules, order
+
+    def __call__(self) -> Measurement:
+        self.order.append(self.name)
+        return measured([self.joules()], half=0)
+
+
+def in_turns(scatter: float, **until: Any) -> tuple[Comparison, str]:
+    draw, order = random.Random(3), list[str]()
+    a, b = (Made(name, lambda m=mean: draw.gauss(m, m * scatter), order) for name, mean in (("a", 100.0), ("b", 90.0)))
+    with lem.Session(sources=[]) as session:
+        found = session.compare(a, b, until=lem.repeat_until(**until))
+    return found, "".join(order)
+
+
+def test_turns_alternate_and_stop_when_the_ratio_is_known() -> None:
+    found, order = in_turns(0.01, interval=0.02, max_repeats=30)
+    ratio = found["j_per_output_token"]
+    assert order.startswith("abbaabba") and 5 <= len(found.a) == len(found.b) < 30
+    assert math.log(ratio.high / ratio.low) / 2 <= 0.02 and ratio.low < 0.9 < ratio.high  # type: ignore[operator]
+    wild, order = in_turns(0.2, interval=0.01, max_repeats=6)
+    assert len(order) == 12 and wild.differences[-1].code == "interval_not_reached"
+
+
+def test_a_turn_that_measures_nothing_is_said() -> None:
+    with lem.Session(sources=[]) as session, pytest.raises(LemError, match="returns a Measurement: it returned NoneType"):
+        session.compare(lambda: measured(), lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_every_code_has_a_sentence_in_the_docs() -> None:
+    from conftest import ROOT
+
+    page = (ROOT / "docs/comparing.md").read_text()
+    assert all(f"`{code}`" in page for code in comparable.DIFFERENCES)
