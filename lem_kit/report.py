@@ -83,6 +83,43 @@ def _number(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
+def latency_table(runs: Sequence[Measurement]) -> pd.DataFrame:
+    """One row per run and latency, in ms: mean and percentiles, each percentile with its 95 % interval over requests where
+    there are enough of them. One that is withheld is a dash."""
+    import pandas as pd
+
+    rows = []
+    for name, m in zip(names(runs), runs):
+        for title, metric in LATENCIES.items():
+            samples = metrics.values(m, metric)
+            if samples:
+                cells = {_title(q): _percentile(m, metric, samples, q) for q in metrics.PERCENTILES}
+                rows.append({"run": name, "latency, ms": title, "mean": _scaled(metrics.mean(samples), 1e3), **cells})
+    return pd.DataFrame(rows)
+
+
+# Latencies of the table, by the names that people know.
+LATENCIES = {
+    "TTFT": metrics.ttft_s,
+    "TPOT": metrics.tpot_s,
+    "inter-token": metrics.itl_s,
+    "end to end": metrics.e2e_s,
+}
+
+
+def _title(q: int) -> str:
+    return "median" if q == 50 else f"p{q}"
+
+
+def _percentile(m: Measurement, metric: Any, samples: Sequence[float], q: int) -> str:
+    value = metrics.percentile(samples, q)
+    if value is None:
+        return ABSENT
+    # Many gaps take long to draw from again; a fifth of the rounds moves the ends little.
+    interval = metrics.percentile_interval(m, metric, q, rounds=1000 if metric is not metrics.itl_s else 200)
+    return _scaled(value, 1e3) + (f" [{_scaled(interval[0], 1e3)}, {_scaled(interval[1], 1e3)}]" if interval else "")
+
+
 def hardware_table(runs: Sequence[Measurement]) -> pd.DataFrame:
     """What each run got out of the hardware: FLOP/s and bytes/s beside the ceilings that they are shares of, and memory."""
     import pandas as pd

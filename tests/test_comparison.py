@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +44,12 @@ def measured(
     repeats = tuple(Repeat(k * length_ns, (k + 1) * length_ns, energy(e), tokens) for k, e in enumerate(joules))
     completions = tuple(
         Completion(
-            0, 0, 2 * SECOND, ((round(wait_s(i) * SECOND), 1), (round((wait_s(i) + 0.5) * SECOND), n - 1)), 8, repeat=k
+            i,
+            i,
+            2 * SECOND,
+            ((i + round(wait_s(i) * SECOND), 1), (i + round((wait_s(i) + 0.5) * SECOND), n - 1)),
+            8,
+            repeat=k,
         )
         for k in range(len(joules))
         for i, n in enumerate(lengths)
@@ -86,7 +92,7 @@ def test_one_pair_has_the_intervals_of_its_figures() -> None:
     assert alone.ratio == pytest.approx(0.8) and "meters' intervals alone" in alone.from_
     assert alone.high == pytest.approx(0.8 * math.exp(math.hypot(0.03, 0.04)))
     repeated = lem.compare(measured([100.0, 101.0, 99.0], half=0), measured([80.0, 81.0, 79.0], half=0))
-    assert repeated["j_per_output_token"].from_ == "3 and 3 repeats"
+    assert repeated["j_per_output_token"].from_ == "3 and 3 repeats of one run each"
     spread = [4.303 * 1.0 / math.sqrt(3) / mean for mean in (100, 80)]
     assert repeated["j_per_output_token"].low == pytest.approx(0.8 * math.exp(-math.hypot(*spread)))
     assert repeated["output_tokens_per_s"].ratio == 1 and repeated["output_tokens_per_s"].low == 1
@@ -125,6 +131,22 @@ def test_the_other_way_round_is_the_inverse_and_units_do_not_matter(values: list
     assert scaled["j_per_output_token"][4:7] == pytest.approx(there[4:7])
     same = lem.compare(a, a)["j_per_output_token"]
     assert (same.ratio, same.low, same.high) == (1, 1, 1)
+
+
+def test_digits_are_those_that_the_interval_leaves() -> None:
+    precise = lem.compare(measured(half=0.01), measured([100.2], half=0.01))
+    assert "0.2 % more energy per output token than A: ratio B / A 1.00200 [1.00186, 1.00214]" in precise.verdict
+    assert "B took 1100 % more" in lem.compare(measured(), measured([1200.0], half=6)).verdict
+    unsure = lem.compare(measured(half=70.0), measured([110.0], half=70.0))
+    assert "but a large one may be there: ratio B / A 1.1 [0.4, 2.8]" in unsure.verdict, unsure.verdict
+
+
+def test_an_interval_that_says_nothing_is_none() -> None:
+    lost = lem.compare(measured(half=100.0), measured())
+    assert lost["j_per_output_token"].low is None and "reaches 0" in lost.verdict
+    wild = lem.compare([measured(), measured()], [measured([10.0]), measured([1000.0])])
+    assert wild["j_per_output_token"].low is None and "scatter" in wild["j_per_output_token"].why
+    json.dumps(wild._repr_mimebundle_()[1], allow_nan=False)
 
 
 def test_paired_intervals_hold_the_truth() -> None:
@@ -191,6 +213,53 @@ def test_two_boards_have_two_gains() -> None:
     assert "H100 GPU-1 / H100 GPU-2" in found.differences[0].told and "700.0 / 500.0" in found.differences[1].told
 
 
+def test_one_of_several_pairs_on_two_boards_is_enough_for_their_gain() -> None:
+    other = {"nvml": {"gain_error": 0.05, "gpus": {"gpu0": {"name": "H100", "uuid": "GPU-2", "power_limit_w": 700.0}}}}
+    a, b = [measured() for _ in range(3)], [measured(), measured(), measured(sources=other)]
+    ratio = lem.compare(a, b)["j_per_output_token"]
+    assert ratio.high == pytest.approx(math.exp(math.hypot(0.05, 0.05))) and "gain of two boards" in ratio.from_
+
+
+@pytest.mark.parametrize(
+    ("plan", "other"),
+    [
+        ({"arrivals": "ramp", "start_per_s": 1.0, "end_per_s": 2.0}, {"end_per_s": 20.0}),
+        ({"arrivals": "token_batches", "token_budget": 100}, {"token_budget": 9}),
+        ({"arrivals": "poisson", "rate_per_s": 4.0, "schedule_s": [0.0, 1.0]}, {"schedule_s": [0.0, 2.0]}),
+        ({"arrivals": "turns", "concurrency": 2, "think_s": 0.0}, {"think_s": 1.0}),
+    ],
+)
+def test_another_plan_is_told_whatever_it_is(plan: dict[str, Any], other: dict[str, Any]) -> None:
+    a, b = with_config(measured(), **plan), with_config(measured(), **{**plan, **other})
+    assert [d.code for d in lem.compare(a, b).differences] == ["other_arrivals"]
+    assert lem.compare(a, a).differences == ()
+
+
+def test_every_plan_that_there_is_can_be_told_apart() -> None:
+    t = lem.traffic
+    grouped = t.token_batches(99, lem.prompts.synthetic(2, 4, 4))
+    plans = [t.batches(2), grouped, t.concurrency(2), t.burst(), t.constant(4), t.poisson(4), t.gamma(4, 2), t.ramp(1, 4, 2)]
+    known = [key for plan in plans for key in lem.traffic.plan(plan, 2)]
+    assert set(known) - set(comparable.PLAN) <= {"seed"}, "the seed is in the schedule"
+
+
+def test_tokens_stamped_by_engine_and_client_are_told_apart() -> None:
+    a, b = measured(lengths=[3] * 12), measured(lengths=[3] * 12)
+    b = dataclasses.replace(b, completions=tuple(dataclasses.replace(c, timing_source="engine") for c in b.completions))
+    assert [d.code for d in lem.compare(a, b).differences] == ["other_timing"]
+
+
+def test_lengths_of_every_pair_are_looked_at() -> None:
+    a, b = [measured(lengths=[5, 5])] * 2, [measured(lengths=[5, 5]), measured(lengths=[5, 9])]
+    found = lem.compare(a, b)
+    assert [d.code for d in found.differences] == ["other_output_lengths"] and "(1 of 2 requests)" in found.differences[
+        0
+    ].told
+    assert (
+        found.matched is not None and found.matched.requests == 1 and found.verdict.endswith("Mind: other_output_lengths.")
+    )
+
+
 def test_what_is_told_and_forbids_nothing() -> None:
     b = with_config(measured(lengths=[3]), size=4)
     failed = dataclasses.replace(b.completions[0], error="gone")
@@ -208,9 +277,69 @@ def test_latencies_are_drawn_by_request() -> None:
     found = lem.compare(a, measured(lengths=[3] * 40, wait_s=lambda i: 1.5 * waits[i]))
     ttft = found["ttft_s_p50"]
     assert (ttft.ratio, ttft.low, ttft.high) == pytest.approx((1.5, 1.5, 1.5)), "the same requests on both sides"
-    assert ttft.from_ == "40 requests of one run each"
+    assert ttft.from_ == "40 requests of one run each, without what differs from run to run"
     few = lem.compare(measured(lengths=[3] * 9), measured(lengths=[3] * 9))["ttft_s_p50"]
-    assert few.ratio == 1 and few.low is None and few.why == "fewer than 10 requests"
+    assert few.ratio == 1 and few.low is None and few.why == "fewer than 10 requests or batches"
+
+
+def waiting(m: Measurement, wait_s: Callable[[int], float]) -> Measurement:
+    """The same with another TTFT for each completion."""
+    moved = [
+        (c, round(wait_s(i) * SECOND) - c.events[0][0]) for i, c in enumerate(m.completions)
+    ]  # of a request that was dispatched at 0
+    return dataclasses.replace(
+        m, completions=tuple(dataclasses.replace(c, events=tuple((t + by, n) for t, n in c.events)) for c, by in moved)
+    )
+
+
+def test_the_same_request_again_is_no_new_request() -> None:
+    """20 requests, ten times each; what a request gains by B scatters by 15 % from one to the next, and around 1. Drawing the
+    200 answers one by one would hold the truth in 59 of 100."""
+    held = 0
+    for trial in range(40):
+        draw = random.Random(trial)
+        base, gain = [draw.lognormvariate(-2, 0.3) for _ in range(20)], [draw.gauss(1, 0.15) for _ in range(20)]
+        plain = measured([100.0] * 10, lengths=[3] * 20)
+        a = waiting(plain, lambda i: base[i % 20] * draw.gauss(1, 0.02))
+        b = waiting(plain, lambda i: base[i % 20] * gain[i % 20] * draw.gauss(1, 0.02))
+        ratio = lem.compare(a, b)["ttft_s_p50"]
+        assert ratio.from_ == "20 requests of one run each"
+        held += ratio.low <= 1 <= ratio.high  # type: ignore[operator]
+    assert held >= 36
+
+
+def test_a_request_that_only_one_answered_counts_on_neither_side() -> None:
+    a = waiting(measured(lengths=[3] * 20), lambda i: 0.1 * (i + 1))
+    lost = [dataclasses.replace(c, error="gone") if i >= 10 else c for i, c in enumerate(a.completions)]
+    found = lem.compare(a, dataclasses.replace(a, completions=tuple(lost)))
+    assert found["ttft_s_p50"].ratio == 1 and "requests_failed" in found.verdict, "the slow half failed: that is no gain"
+
+
+def test_energy_of_matched_requests_is_their_share() -> None:
+    """100 W throughout, one request after the other: each has its second, and the last of B takes four."""
+    from array import array
+
+    from lem_kit.trace import Series
+
+    def run(lengths: Sequence[int]) -> Measurement:
+        ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+        done = tuple(
+            Completion((e - n) * SECOND, (e - n) * SECOND, e * SECOND, ((((e - n) * SECOND) + 1, 1), (e * SECOND, n)), 8)
+            for e, n in zip(ends, lengths)
+        )
+        t_ns = [k * SECOND // 10 for k in range(-10, 10 * ends[-1] + 11)]
+        counter = Series(array("q", t_ns), array("d", [1e4 + 100 * t / 1e9 for t in t_ns]))
+        trace = Trace({"nvml:gpu0": counter}, domains={"nvml:gpu0": Domain("gpu", "counter", refresh_s=0.0)})
+        whole = {"nvml:gpu0": Energy("nvml", "gpu0", "counter", "gpu", 100.0 * ends[-1], 0.01, ())}
+        return dataclasses.replace(
+            measured(), repeats=(), completions=done, t1_ns=ends[-1] * SECOND, energy=whole, trace=trace
+        )
+
+    found = lem.compare(run([2] * 12), run([2] * 10 + [8] * 2)).matched
+    assert found is not None and found.requests == 10
+    shared = {r.metric: r for r in found.ratios}["j_per_output_token"]
+    assert shared.a == pytest.approx(100 * 2 / 3, rel=1e-3) and shared.ratio == pytest.approx(1, rel=1e-3)
+    assert shared.low is not None and "shared by tokens" in shared.told
 
 
 def test_requests_of_other_lengths_are_matched() -> None:
@@ -267,9 +396,128 @@ def test_turns_alternate_and_stop_when_the_ratio_is_known() -> None:
     assert len(order) == 12 and wild.differences[-1].code == "interval_not_reached"
 
 
+def test_turns_end_after_whole_rounds_and_where_more_cannot_help() -> None:
+    found, order = in_turns(0.0001, interval=0.02, max_repeats=30, min_repeats=3)
+    assert order == "abbaabba", "three pairs would do, and a drift would not have dropped out"
+    with lem.Session(sources=[]) as session:
+        a, b = (lambda: measured([100.0], method="model")), (lambda: measured([90.0], method="model"))
+        found = session.compare(a, b, until=lem.repeat_until(0.02, max_repeats=30))
+    assert len(found.a) == 6 and found.differences[-1].code == "interval_not_reached"
+    assert "more pairs change nothing" in found.differences[-1].told and "interval_not_reached" in found.verdict
+
+
 def test_a_turn_that_measures_nothing_is_said() -> None:
     with lem.Session(sources=[]) as session, pytest.raises(LemError, match="returns a Measurement: it returned NoneType"):
         session.compare(lambda: measured(), lambda: None)  # type: ignore[arg-type, return-value]
+    same = measured()
+    with lem.Session(sources=[]) as session, pytest.raises(LemError, match="measures anew each time: it returned r0 again"):
+        session.compare(lambda: same, lambda: same)
+
+
+def test_each_record_tells_of_its_turn_and_an_interrupt_leaves_those_made(tmp_path: Path) -> None:
+    engine, requests = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000), lem.prompts.synthetic(2, 4, 5)
+    with lem.Session(tmp_path, sources=[]) as session:
+        calls = iter(range(4))
+
+        def once() -> Measurement:
+            if next(calls) == 3:
+                raise KeyboardInterrupt
+            return session.run(engine, requests, warmup=0)
+
+        with pytest.raises(KeyboardInterrupt):
+            session.compare(once, once, names=("slow", "fast"))
+        assert "compare_pair" not in session.run(engine, requests, warmup=0).config
+    runs = sorted(
+        (m for m in lem.store.runs(tmp_path) if "compare_turn" in m.config), key=lambda m: m.config["compare_turn"]
+    )
+    told = [[m.config[f"compare_{k}"] for k in ("name", "pair", "turn", "after")] for m in runs]
+    assert told == [["slow", 1, 1, None], ["fast", 1, 2, runs[0].run_id], ["fast", 2, 3, None]]
+    assert len({m.config["compare_id"] for m in runs}) == 1
+
+
+def test_each_pair_may_have_prompts_of_its_own() -> None:
+    sides = [[with_config(measured([j + k]), prompts_sha256=str(k)) for k in range(3)] for j in (100.0, 90.0)]
+    assert lem.compare(*sides)["j_per_output_token"].ratio == pytest.approx(0.9, rel=0.01)
+    with pytest.raises(LemError, match="not given the same prompts"):
+        lem.compare(sides[0], sides[1][::-1])
+    half_known = dataclasses.replace(measured(), config={})
+    assert "input_unknown" in [d.code for d in lem.compare(measured(), half_known).differences]
+
+
+def test_what_is_not_known_of_repeats_is_not_taken_for_zero() -> None:
+    """Their sum is known, what each made is not."""
+    runs = [
+        dataclasses.replace(
+            m, output_tokens=150, repeats=tuple(dataclasses.replace(r, output_tokens=None) for r in m.repeats)
+        )
+        for m in (measured([100.0, 101.0, 99.0]), measured([80.0, 81.0, 79.0]))
+    ]
+    rate = lem.compare(*runs)["output_tokens_per_s"]
+    assert rate.ratio == 1 and rate.low is None and rate.why == "the tokens of each repeat are not known"
+
+
+@pytest.mark.parametrize("joules", [0.0, -3.0])
+def test_an_energy_of_nothing_has_no_ratio_and_says_so(joules: float) -> None:
+    found = lem.compare(measured(), measured([joules]))
+    assert found["j_per_output_token"].ratio is None and found["mean_power_w"].why == "an energy is not above 0"
+    assert found.verdict.startswith("Energy cannot be compared: an energy is not above 0.")
+
+
+def test_boards_are_the_same_in_any_order() -> None:
+    two = [{"name": "H100", "uuid": f"GPU-{k}", "power_limit_w": 700.0 - k} for k in (1, 2)]
+    left, right = (
+        measured(half=0, sources={"nvml": {"gain_error": 0.05, "gpus": {f"gpu{k}": gpu for k, gpu in enumerate(gpus)}}})
+        for gpus in (two, two[::-1])
+    )
+    found = lem.compare(left, right)
+    assert found.differences == () and found["j_per_output_token"].high == 1
+
+
+def test_requests_of_a_static_batch_are_drawn_together() -> None:
+    """They get their tokens together, so that 48 in batches of 4 are 12."""
+
+    def batched(size: int, scale: float, requests: int = 48) -> Measurement:
+        m = measured(lengths=[3] * requests, wait_s=lambda i: scale * (0.1 + 0.01 * (i // 4 * 7 % 12)))
+        done = (
+            dataclasses.replace(c, dispatch_ns=i // size, events=((c.events[0][0] - i + i // size, 1), *c.events[1:]))
+            for i, c in enumerate(m.completions)
+        )
+        return with_config(dataclasses.replace(m, completions=tuple(done)), size=size)
+
+    def width(size: int, other: int) -> float:
+        found = lem.compare(batched(size, 1.0), batched(other, 1.5))["ttft_s_p50"]
+        assert found.low is not None and found.high is not None and found.ratio == pytest.approx(1.5)
+        assert found.from_ == "48 requests of one run each, without what differs from run to run"
+        return found.high - found.low
+
+    assert width(4, 4) == pytest.approx(0, abs=1e-9), "the same batches on both sides"
+    assert width(1, 4) > width(1, 1) + 0.1, "other batches are not drawn as if each were known four times"
+    few = lem.compare(batched(4, 1.0, 36), batched(4, 1.5, 36))["ttft_s_p50"]
+    assert few.low is None and few.why == "fewer than 10 requests or batches"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"names": ("eager",)}, "names= takes two names"),
+        ({"names": "ab"}, "names= takes two names"),
+        ({"allow": "other_promts"}, "did you mean 'other_prompts'"),
+    ],
+)
+def test_what_is_mistyped_is_said_before_anything_is_measured(options: dict[str, Any], words: str) -> None:
+    def never() -> Measurement:
+        raise AssertionError("something was measured")
+
+    with pytest.raises(LemError, match=words):
+        lem.compare(measured(), measured(), **options)
+    with lem.Session(sources=[]) as session, pytest.raises(LemError, match=words):
+        session.compare(never, never, **options)
+
+
+def test_one_code_may_be_allowed_as_it_is_and_only_measurements_are_compared() -> None:
+    assert lem.compare(measured(), with_config(measured(), prompts_sha256="q"), allow="other_prompts").differences
+    with pytest.raises(LemError, match=r"compares measurements: got 'data/a'.*lem.load"):
+        lem.compare("data/a", "data/b")  # type: ignore[arg-type]
 
 
 def test_every_code_has_a_sentence_in_the_docs() -> None:

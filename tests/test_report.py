@@ -63,6 +63,27 @@ def test_the_energy_table_gives_every_source_and_every_reason() -> None:
     assert "20.00\u00a0±\u00a00.50</td>" in page  # a figure and its interval stay in one line
 
 
+def test_the_latency_table_has_intervals_and_withholds_weak_percentiles() -> None:
+    def answered(ttft_ms: int) -> Completion:
+        first = ttft_ms * 10**6
+        return Completion(0, 0, SECOND, tuple((first + gap * 10**6, 1) for gap in (0, 10, 30)), 4)
+
+    many = dataclasses.replace(run(1, 1.0), completions=tuple(answered(100 + k) for k in range(101)))
+    rows = {
+        row["latency, ms"]: row
+        for row in report.latency_table([many, run(4, 1.0)]).to_dict("records")
+        if row["run"] == "size=1"
+    }
+    assert list(rows) == ["TTFT", "TPOT", "inter-token", "end to end"]
+    assert rows["TTFT"]["mean"] == "150" and rows["TTFT"]["p95"] == rows["TTFT"]["p99"] == "–"
+    middle, low, high = (float(part.strip("[],")) for part in rows["TTFT"]["median"].split())
+    assert middle == 150 and 140 <= low < 148 and 152 < high <= 160, "binomial: 150 ± 10"
+    assert rows["TPOT"]["median"] == "15 [15, 15]" and rows["inter-token"]["p90"].startswith("20 [")
+    one = report.latency_table([run(4, 1.0)]).to_dict("records")
+    assert one[0]["median"] == "100" and one[0]["p90"] == "–", "one request has no interval"
+    assert report.latency_table([dataclasses.replace(many, completions=())]).empty
+
+
 def test_the_hardware_table_has_the_ceiling_beside_what_was_reached_and_no_zero_for_unknown() -> None:
     shape = {"layers": 1, "hidden_size": 8, "heads": 2, "parameters": 10**9}
     model = {"name": "m", "dtype": "bfloat16", "quantization": None, **shape}

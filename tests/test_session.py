@@ -233,6 +233,48 @@ def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None
             s.run(engine, one, run_id="once")
 
 
+class Moody:
+    """Gives a request up after one token where its prompt says so."""
+
+    name, concurrent = "moody", True
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        for index, request in enumerate(requests):
+            yield TokenEvent(index, 1, prompt_tokens=1)
+            if request.prompt == "bad":
+                raise RuntimeError("out of memory")
+            yield TokenEvent(index, 1, finish_reason="stop")
+
+    def describe(self) -> dict[str, object]:
+        return {"engine": "moody"}
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("plan", [None, lem.traffic.burst(), lem.traffic.concurrency(3), lem.traffic.poisson(20_000)])
+def test_requests_that_fail_stay_in_the_record_as_misses_and_the_others_go_on(
+    plan: lem.traffic.Arrivals | None, tmp_path: Path
+) -> None:
+    asked = ["bad" if k % 5 == 0 else "good" for k in range(30)]
+    with lem.Session(tmp_path, sources=[]) as s:
+        m = s.run(Moody(), lem.prompts.texts(asked), plan, warmup=0)
+    assert m.status == "ok" and "requests_failed" in m.reasons and "few_requests" not in m.reasons
+    assert [c.error for c in m.completions] == ["RuntimeError: out of memory" if p == "bad" else None for p in asked]
+    assert (metrics.completed_requests(m), metrics.output_tokens(m)) == (24, 24 * 2 + 6), "tokens that came were made"
+    assert len(metrics.values(m, metrics.ttft_s)) == 24, "a failed request has no latency"
+    assert lem.goodput.attainment(m, ttft_s=60) == 24 / 30, "and is a miss"
+    assert not m.valid and lem.load(tmp_path / m.run_id) == m
+
+
+def test_fewer_than_thirty_requests_are_said_to_be_few() -> None:
+    with lem.Session(sources=[]) as s:
+        few = s.run(Moody(), lem.prompts.texts(["good"] * 29), lem.traffic.burst(), warmup=0)
+    assert "few_requests" in few.reasons
+    pictured = few._repr_mimebundle_()[0]
+    for kind in ("text/plain", "text/html"):
+        assert "few_requests" in pictured[kind] and "fewer than 30 requests" in pictured[kind]
+
+
 def test_a_warm_up_that_fails_is_an_error_and_a_run_that_fails_is_kept(tmp_path: Path) -> None:
     engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000, fail_after=1)
     with lem.Session(tmp_path, sources=[]) as s:
@@ -601,6 +643,24 @@ def test_idling_leaves_the_waiting_to_its_block(clock: FakeClock) -> None:
         with s.idling(5, "bare"):
             clock.advance(5)
         assert s.baselines["bare"]["power_w"]["meter:gpu0"]["watts"] == pytest.approx(100)
+
+
+def test_a_counter_slower_than_the_repeats_is_waited_for() -> None:
+    """It tells of a millisecond's work only every 0.3 s; that no repeat is known yet is no reason to judge by the rate."""
+
+    class Slow(Meter):
+        def read(self) -> dict[str, Reading]:
+            told_ns = self._clock() // 300_000_000 * 300_000_000
+            return {"gpu0": Reading(self._clock(), self._power_w * told_ns / 1e9)}
+
+    meter = Slow(time.monotonic_ns)
+    meter.domains = {"gpu0": Domain("gpu", "counter", refresh_s=0.3)}
+    engine, requests = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=10_000), lem.prompts.synthetic(1, 4, 2)
+    with lem.Session(sources=[meter]) as s:
+        time.sleep(0.7)
+        m = s.run(engine, requests, warmup=0, repeats=lem.repeat_until(0.9, max_repeats=20))
+    assert m.config["repeat_until"]["judged_by"] == "j_per_output_token"
+    assert len(m.repeats) == 20 and "interval_not_reached" in m.reasons
 
 
 def test_repeats_until_the_figure_is_known() -> None:

@@ -39,6 +39,9 @@ def test_an_interval_lies_within_the_values_and_its_two_ways_agree(samples: list
     fast = statistics.bootstrap_percentile(samples, q, rounds=50)
     lists = statistics.bootstrap_percentile([[x] for x in samples], q, rounds=50)
     plain = statistics.bootstrap(samples, lambda drawn: float(np.percentile(drawn, q)), rounds=50)
+    uneven = [samples[i : i + i % 3] for i in range(len(samples))]  # some without a value
+    mean = statistics.bootstrap(uneven, lambda drawn: sum(drawn) / len(drawn), rounds=50)
+    assert statistics.bootstrap_mean(uneven, rounds=50) == pytest.approx(mean, abs=1e-9)
     assert fast is not None and plain is not None and lists is not None
     assert min(samples) - 1e-9 <= fast[0] <= fast[1] <= max(samples) + 1e-9
     assert fast == pytest.approx(plain, abs=1e-9) and fast == pytest.approx(lists, abs=1e-9)
@@ -48,7 +51,8 @@ def test_it_is_the_same_each_time_and_absent_for_few_requests() -> None:
     samples = [float(i % 7) for i in range(30)]
     assert statistics.bootstrap_percentile(samples, 50) == statistics.bootstrap_percentile(samples, 50)
     assert statistics.bootstrap_percentile(samples[:9], 50) is None
-    assert statistics.bootstrap(samples[:9], max) is None
+    assert statistics.bootstrap(samples[:9], max) is None and statistics.bootstrap_mean(samples[:9]) is None
+    assert statistics.bootstrap_mean([[] for _ in range(20)]) is None
     assert statistics.bootstrap_percentile([[] for _ in range(20)], 50) is None, "requests of one token have no gap"
 
 
