@@ -20,7 +20,7 @@ Forbids = Literal["all", "energy", "nothing"]
 
 # What two records can differ in, and what that forbids. Codes are stable: `compare(..., allow=[code])` takes them.
 DIFFERENCES: Mapping[str, tuple[Forbids, str]] = {
-    "other_kind": ("all", "the one is a run of requests and the other is not"),
+    "other_kind": ("all", "they are not of one kind: a run of requests, a window of code, a time of doing nothing"),
     "failed": ("all", "a measurement that failed or was interrupted"),
     "other_prompts": ("all", "they were not given the same prompts"),
     "other_prompt_ids": ("all", "their engines made other tokens of the same texts"),
@@ -34,6 +34,7 @@ DIFFERENCES: Mapping[str, tuple[Forbids, str]] = {
     ),
     "not_valid": ("nothing", "a measurement is not valid"),
     "requests_failed": ("nothing", "requests failed"),
+    "other_model": ("nothing", "they ran other models, and a token of the one is not a token of the other"),
     "other_gpu": ("nothing", "they ran on other GPUs, whose sensors are off by a gain of their own: it is in the interval"),
     "other_machine": ("nothing", "they ran on other machines"),
     "other_power_limit": ("nothing", "the GPUs' power limits differ"),
@@ -68,9 +69,11 @@ def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Diff
     if broken := [m.run_id for m in runs if m.status != "ok"]:
         found["failed"] = ", ".join(broken)
     for key, code in (("prompts_sha256", "other_prompts"), ("prompt_ids_sha256", "other_prompt_ids")):
-        if len({m.config[key] for m in runs if key in m.config}) > 1:
+        if any(key in x.config and key in y.config and x.config[key] != y.config[key] for x, y in zip(a, b)):
             found[code] = ""
-    if not any("prompts_sha256" in m.config for m in runs):
+    if [*map(_model, a)] != [*map(_model, b)]:  # whose tokens differ by right
+        found.pop("other_prompt_ids", None)
+    if any("prompts_sha256" not in m.config for m in runs):
         found["input_unknown"] = ""
     found |= _of_energy(a, b)
     if apart := [places for x, y in zip(a, b) if (places := other_lengths(x, y))]:
@@ -80,6 +83,7 @@ def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Diff
     if failures := sum(c.error is not None for m in runs for c in m.completions):
         found["requests_failed"] = f"{failures} of {sum(len(m.completions) for m in runs)}"
     for code, asked in (
+        ("other_model", _model),
         ("other_gpu", _gpus),
         ("other_machine", _machine),
         ("other_power_limit", _limits),
@@ -134,17 +138,25 @@ def gain_error(m: Measurement) -> float:
 
 def boards(m: Measurement) -> list[Any]:
     """Which GPUs were read, by their own ids."""
-    return [gpu.get("uuid") for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()]
+    return [gpu.get("uuid") for gpu in _each(m)]
+
+
+def _each(m: Measurement) -> list[Mapping[str, Any]]:
+    """What is known of each GPU that was read, in an order of their own: their numbers are another process's choice."""
+    found = [gpu for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()]
+    return sorted(found, key=lambda gpu: str(gpu.get("uuid")))
 
 
 def _gpus(m: Measurement) -> list[Any]:
-    return [
-        f"{gpu.get('name')} {gpu.get('uuid')}" for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()
-    ]
+    return [f"{gpu.get('name')} {gpu.get('uuid')}" for gpu in _each(m)]
+
+
+def _model(m: Measurement) -> str:
+    return str(((m.backend or {}).get("model") or {}).get("name"))
 
 
 def _limits(m: Measurement) -> list[Any]:
-    return [gpu.get("power_limit_w") for facts in m.sources.values() for gpu in (facts.get("gpus") or {}).values()]
+    return [gpu.get("power_limit_w") for gpu in _each(m)]
 
 
 def _machine(m: Measurement) -> Any:

@@ -103,13 +103,16 @@ def compare(
     may differ and still be matched. LemError where nothing can be compared: other prompts, a failed measurement, and the
     like; energies that cannot be are left out, with the reason in their place.
     """
+    permitted = _permitted(names, allow)
+    for given in (a, b):
+        if isinstance(given, str) or not isinstance(given, Measurement | Iterable):
+            raise LemError(f"compare() compares measurements: got {given!r}. lem.load() reads one that was saved.")
     sides = [[m] if isinstance(m, Measurement) else list(m) for m in (a, b)]
     if not sides[0] or len(sides[0]) != len(sides[1]):
-        raise LemError(f"compare() takes as many measurements of each: got {len(sides[0])} and {len(sides[1])}.")
-    permitted = set(allow)
-    for code in permitted:
-        if code not in comparable.DIFFERENCES:
-            raise LemError(f"There is no difference '{code}' to allow: {nearest(code, comparable.DIFFERENCES)}")
+        raise LemError(
+            f"compare() takes as many measurements of each: got {len(sides[0])} and {len(sides[1])}. They are pairs in "
+            "their order: leave out those that have no partner."
+        )
     found = [d._replace(forbids="nothing") if d.code in permitted else d for d in comparable.differences(*sides)]
     if against := [d for d in found if d.forbids == "all"]:
         told = "; ".join(d.told for d in against)
@@ -127,7 +130,18 @@ def compare(
     if requests and any(d.code == "other_output_lengths" for d in found):
         matched = _matched(pairs, tolerance, not no_energy)
     shown = tuple(r for r in ratios if r.ratio is not None or r.why)
-    return Comparison(names, shown, tuple(found), matched, tuple(sides[0]), tuple(sides[1]))
+    return Comparison((names[0], names[1]), shown, tuple(found), matched, tuple(sides[0]), tuple(sides[1]))
+
+
+def _permitted(names: tuple[str, str], allow: Iterable[str]) -> set[str]:
+    """The codes that are allowed. LemError for others, and where there are not two names."""
+    if isinstance(names, str) or len(names) != 2:
+        raise LemError(f"names= takes two names, as ('eager', 'compiled'): got {names!r}.")
+    permitted = {allow} if isinstance(allow, str) else set(allow)
+    for code in permitted:
+        if code not in comparable.DIFFERENCES:
+            raise LemError(f"There is no difference '{code}' to allow: {nearest(code, comparable.DIFFERENCES)}")
+    return permitted
 
 
 def _matched(pairs: Pairs, tolerance: int, allow_energy: bool) -> Matched:
@@ -160,7 +174,7 @@ def in_turns(
     `make` takes the side, 0 or 1, and what the record shall tell of its turn.
     """
     sides: tuple[list[Measurement], list[Measurement]] = ([], [])
-    allow, mark = tuple(allow), uuid.uuid4().hex[:8]
+    allow, mark = _permitted(names, allow), uuid.uuid4().hex[:8]
     while True:
         number, other = len(sides[0]) + 1, None
         for place, side in enumerate((0, 1) if number % 2 else (1, 0)):

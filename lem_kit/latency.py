@@ -158,16 +158,22 @@ def percentile_interval(
 def _independent(m: Measurement, metric: Callable[[Completion], Any]) -> list[list[float]]:
     """The metric in groups that are independent of each other: the same request in a further repeat is no new one, and those
     of a static batch, which are handed over at one instant, get their tokens together."""
-    first = [c.dispatch_ns for c in m.completions if c.repeat == m.completions[0].repeat]
-    batches = str(m.config.get("arrivals", "")).endswith("batches")
+    groups = together(m)
     found: dict[int, list[float]] = {}
     for i, c in enumerate(m.completions):
         value = metric(c) if c.error is None else None
         if value is not None and value != []:
-            place = i % len(first)
-            group = first.index(first[place]) if batches else place
-            found.setdefault(group, []).extend(value if isinstance(value, list) else [value])
+            found.setdefault(groups[i % len(groups)], []).extend(value if isinstance(value, list) else [value])
     return list(found.values())
+
+
+def together(m: Measurement) -> list[int]:
+    """For each request of a repeat, the first of its static batch, whose requests are handed over at one instant; itself
+    where the plan has no batches."""
+    first = [c.dispatch_ns for c in m.completions if c.repeat == m.completions[0].repeat]
+    batches = str(m.config.get("arrivals", "")).endswith("batches")
+    places = {instant: place for place, instant in reversed([*enumerate(first)])}
+    return [places[instant] if batches else place for place, instant in enumerate(first)]
 
 
 def mean(samples: Sequence[float]) -> float | None:

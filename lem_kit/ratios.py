@@ -6,7 +6,7 @@ what each measurement knows of itself, and each interval says which.
 
     pairs       exp(mean d ± t s / sqrt(n)),  d = ln(b_i / a_i)
     one pair    ratio * exp(± hypot(u_a / a, u_b / b)),  u: half-widths of the two figures; none where one reaches 0
-    latencies of one pair    bootstrap over requests, with all their repeats, the same ones drawn on both sides
+    latencies of one pair    bootstrap over requests or static batches, with all their repeats, alike on both sides
 
 A model's error, and what integrated power may miss, are not in the scatter of pairs and are added; so is the gain of two
 boards, where there are two: on one board it cancels.
@@ -73,10 +73,10 @@ class Ratio(NamedTuple):
 def of_energy(name: str, pairs: Pairs, forbidden: str) -> Ratio:
     metric, told = ENERGY[name]
     figures = [(metric(x), metric(y)) for x, y in pairs]
-    if any(f is None or f.value <= 0 for pair in figures for f in pair):
+    if any(f is None for pair in figures for f in pair):
         known = any(totals.energy_j(m) is not None for pair in pairs for m in pair)
         why = forbidden or ("" if known else "an energy is not known")
-        return Ratio(name, told, None, None, None, None, None, "", why if name == "j_per_output_token" or why else "")
+        return Ratio(name, told, None, None, None, None, None, "", why)
     a, b = (_geometric([pair[side].value for pair in figures]) for side in (0, 1))
     if forbidden:
         return Ratio(name, told, a, b, None, None, None, "", forbidden)
@@ -88,7 +88,7 @@ def of_energy(name: str, pairs: Pairs, forbidden: str) -> Ratio:
         half = math.hypot(*(f.half_width / f.value for f in figures[0]))
         repeats = [len(m.repeats) for m in pairs[0]]
         from_ = (
-            f"{repeats[0]} and {repeats[1]} repeats"
+            f"{repeats[0]} and {repeats[1]} repeats of one run each"
             if min(repeats) > 1
             else "the meters' intervals alone, without what differs from run to run"
         )
@@ -135,9 +135,11 @@ def of_rate(name: str, pairs: Pairs) -> Ratio:
     a, b = (_geometric([pair[side] for pair in values]) for side in (0, 1))
     if len(pairs) > 1:
         half, from_ = _paired(values), f"{len(pairs)} pairs"
+    elif name == "output_tokens_per_s" and any(r.output_tokens is None for m in pairs[0] for r in m.repeats):
+        return Ratio(name, told, a, b, b / a, None, None, "", "the tokens of each repeat are not known")
     elif min(len(m.repeats) for m in pairs[0]) > 1:
         half = math.hypot(*(statistics.relative_half_width(_rates(m, name)) for m in pairs[0]))
-        from_ = f"{len(pairs[0][0].repeats)} and {len(pairs[0][1].repeats)} repeats"
+        from_ = f"{len(pairs[0][0].repeats)} and {len(pairs[0][1].repeats)} repeats of one run each"
     else:
         return Ratio(name, told, a, b, b / a, None, None, "", "one run each does not show what differs from run to run")
     return _with(name, told, a, b, half, from_)
@@ -161,11 +163,13 @@ def of_latency(name: str, pairs: Pairs, kept: set[int] | None = None) -> Ratio:
     a, b = (_geometric([pair[side] for pair in medians]) for side in (0, 1))
     if len(pairs) > 1:
         return _with(name, told, a, b, _paired(medians), f"{len(pairs)} pairs")
-    found = _drawn_ratio(*each[0], _alike(*pairs[0]))
+    (x, y), groups = each[0], [latency.together(m) for m in pairs[0]]
+    found = _drawn_ratio(_grouped(x, groups[0]), _grouped(y, groups[1]), x.keys() == y.keys() and groups[0] == groups[1])
     if found is None:
-        why = f"fewer than {statistics.LEAST_SAMPLES} requests"
+        why = f"fewer than {statistics.LEAST_SAMPLES} requests or batches"
         return Ratio(name, told, a, b, b / a, None, None, "", why)
-    return Ratio(name, told, a, b, b / a, *found, f"{len(each[0][0])} requests of one run each")
+    from_ = f"{len(each[0][0])} requests of one run each, without what differs from run to run"
+    return Ratio(name, told, a, b, b / a, *found, from_)
 
 
 def _median(found: dict[int, list[float]]) -> float:
@@ -196,15 +200,23 @@ def _of_both(
     return ({i: a[i] for i in sorted(both)}, {i: b[i] for i in sorted(both)}) if both else (a, b)
 
 
-def _drawn_ratio(a: dict[int, list[float]], b: dict[int, list[float]], alike: bool) -> tuple[float, float] | None:
-    """Interval on the ratio of medians by the bootstrap over requests, with all their repeats; those of equal plans are
-    drawn together."""
+def _grouped(found: dict[int, list[float]], groups: Sequence[int]) -> list[list[float]]:
+    """What each group of requests (`latency.together`) gave."""
+    of: dict[int, list[float]] = {}
+    for place, values in found.items():
+        of.setdefault(groups[place], []).extend(values)
+    return list(of.values())
+
+
+def _drawn_ratio(a: list[list[float]], b: list[list[float]], alike: bool) -> tuple[float, float] | None:
+    """Interval on the ratio of medians by the bootstrap over requests, with all their repeats and those of a static batch
+    together; where the groups of the two are alike, the same are drawn on both sides."""
     import numpy as np
 
     if min(len(a), len(b)) < statistics.LEAST_SAMPLES:
         return None
     seeds = (0, 0) if alike else (0, 1)
-    drawn = [statistics.drawn_percentiles(list(side.values()), 50, seed) for side, seed in zip((a, b), seeds)]
+    drawn = [statistics.drawn_percentiles(side, 50, seed) for side, seed in zip((a, b), seeds)]
     known = drawn[0] > 0
     low, high = np.quantile(drawn[1][known] / drawn[0][known], [0.025, 0.975])
     return float(low), float(high)

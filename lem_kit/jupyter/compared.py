@@ -19,9 +19,17 @@ def mimebundle(found: Comparison) -> tuple[dict[str, str], dict[str, Any]]:
     return {"text/plain": text(found), "text/html": html(found)}, {"lem_kit": {"verdict": found.verdict, "ratios": rows}}
 
 
+def unit(metric: str) -> str:
+    """The unit that stands in a metric's name."""
+    if metric.endswith("_per_s"):
+        return "1/s"
+    parts = metric.split("_")
+    return "J" if "j" in parts else "W" if "w" in parts else "s"
+
+
 def _table(found: Comparison) -> list[tuple[str, str, str, str]]:
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4g}"
+    def number(r: Ratio, value: float | None) -> str:
+        return "–" if value is None else f"{value:.4g} {unit(r.metric)}"
 
     def interval(r: Ratio) -> str:
         if r.ratio is None:
@@ -30,10 +38,10 @@ def _table(found: Comparison) -> list[tuple[str, str, str, str]]:
             return f"{r.shown}, no interval: {r.why}"
         return f"{r.shown}, from {r.from_}"
 
-    rows = [(r.told, number(r.a), number(r.b), interval(r)) for r in found.ratios]
+    rows = [(r.told, number(r, r.a), number(r, r.b), interval(r)) for r in found.ratios]
     if found.matched:
         of = f"of the {found.matched.requests} of {found.matched.of} requests of equal length"
-        rows += [(f"{r.told}, {of}", number(r.a), number(r.b), interval(r)) for r in found.matched.ratios]
+        rows += [(f"{r.told}, {of}", number(r, r.a), number(r, r.b), interval(r)) for r in found.matched.ratios]
     return rows
 
 
