@@ -211,8 +211,12 @@ def test_an_exception_of_a_cell_that_awaits_is_the_users_own(shell: InteractiveS
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_a_console_that_is_interrupted_in_an_await_ends_the_cell(shell: InteractiveShell, quiet: bool) -> None:
+def test_a_console_that_is_interrupted_in_an_await_ends_the_cell(
+    shell: InteractiveShell, quiet: bool, request: pytest.FixtureRequest
+) -> None:
     """IPython leaves it pending there, to go on when the next cell awaits."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     options = "--quiet" if quiet else ""
     result, shown = run(shell, f"%%measure_energy -o m {options}\nimport asyncio\nawait asyncio.sleep(1)\nlate = True")
