@@ -8,7 +8,7 @@ EXTRAS := transformers,nvml,codecarbon,notebook$(if $(findstring gemma,$(MODEL))
 TESTED := $(VENV)/installed-transformers,nvml,codecarbon,notebook,search,test
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-browser test-container test-gemma test-vllm lint format notebooks bench-coverage bench-energy bench-metrics bench-overhead bench-traffic bench-vllm clean
+.PHONY: help demo test test-browser test-container test-gemma test-vllm lint format notebooks bench-coverage bench-energy bench-metrics bench-notebook bench-overhead bench-traffic bench-vllm clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 14
 
@@ -101,6 +101,9 @@ bench-coverage: $(TESTED) ## how often intervals hold the truth on simulated boa
 
 bench-metrics: .venv-bench-metrics/installed .venv-vllm/installed $(VENV)/installed-transformers ## our metrics beside those of other tools on the same events, and on a large run, half a minute
 	$(BIN)/python benchmarks/metrics.py --json data/bench-metrics.json $(ARGS)
+
+bench-notebook: $(TESTED) ## what lem_kit costs a notebook's user, in time and in the size of files, six minutes (ARGS=--quick: one)
+	$(BIN)/python benchmarks/notebook.py --json data/bench-notebook.json $(ARGS)
 
 bench-traffic: $(VENV)/installed-transformers ## how punctually requests are handed over, about a minute
 	$(BIN)/python benchmarks/traffic.py --json data/bench-traffic.json $(ARGS)

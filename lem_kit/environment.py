@@ -6,6 +6,7 @@ described by the energy source that reads them. Not covered: host and user names
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -38,6 +39,12 @@ def describe(sys_root: Path = Path("/")) -> dict[str, Any]:
 
 def loaded_versions() -> dict[str, str]:
     """Version of every loaded top-level module that states one."""
+    return dict(_versions(len(sys.modules)))
+
+
+@functools.lru_cache(maxsize=1)
+def _versions(loaded: int) -> dict[str, str]:
+    """Looked up again when modules were `loaded` since: there are thousands, and a measured cell waits for this."""
     versions = {}
     for name, module in sorted(sys.modules.items()):
         version = getattr(module, "__dict__", {}).get("__version__")  # a module's own __getattr__ may import or warn
