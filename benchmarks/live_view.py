@@ -52,16 +52,18 @@ def measure(model_name: str, pairs: int, seconds: float, threads: int | None, fa
     session = lem.Session()
     cpu_s: list[float] = []
     drawings = 0
-    draw = live.View._send
+    draw, run = live.View._draw, live.View.run
 
-    def timed(self: Any, kind: str, data: Any) -> None:
+    def counted(self: Any, *given: Any) -> None:
         nonlocal drawings
-        draw(self, kind, data)
+        draw(self, *given)
         drawings += 1
-        if not data:  # the last one: what the whole thread took
-            cpu_s.append(time.thread_time())
 
-    live.View._send = timed  # type: ignore[method-assign]
+    def timed(self: Any) -> None:
+        run(self)
+        cpu_s.append(time.thread_time())
+
+    live.View._draw, live.View.run = counted, timed  # type: ignore[method-assign]
 
     def window(shown: bool) -> tuple[float, list[float]]:
         os.environ["LEM_KIT_LIVE"] = "1" if shown else "0"

@@ -149,6 +149,14 @@ def test_repeats_tell_the_time_left_from_those_that_are_over() -> None:
     w.repeats += [Span(NOW - 24 * S, NOW - 14 * S), Span(NOW - 14 * S, NOW - 4 * S)]
     assert live.progress_rows(w, 24.0, NOW)[1] == ("time left", "about 26 s, as the repeats before")
     assert live.progress_rows(window(), 3.0, NOW) == [], "a cell that runs once can tell nothing"
+    assert live.bar(w, 24.0) == '<progress max="1" value="0.400"></progress>' and live.bar(window(), 3.0) == ""
+
+
+def test_a_bar_shows_the_share_that_is_over() -> None:
+    run = traffic.Progress(requests=10, output_tokens_at_most=1000, requests_done=2, output_tokens=250)
+    assert 'value="0.250"' in live.bar(window("run", run), 5.0)
+    assert 'value="0.252"' in live.bar(window("idle", seconds=200.0), 50.4)
+    assert 'value="1.000"' in live.bar(window("idle", seconds=1.0), 1.4)
 
 
 def test_a_run_tells_its_rate_and_what_may_still_come() -> None:
@@ -249,24 +257,60 @@ live.AFTER_S, live.EVERY_S = 0.2, 0.1
 LONG = "with session.window('long'):\n    time.sleep(0.5)"
 
 
-def shown(messages: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
+def shown(messages: list[dict[str, Any]]) -> list[tuple[str, str, set[str]]]:
+    """Of each output: the message, the display that it belongs to, and the last words of its kinds of data."""
     return [
-        (m["msg_type"], m["content"]["transient"]["display_id"], bool(m["content"]["data"]))
+        (
+            m["msg_type"],
+            m["content"]["transient"]["display_id"],
+            {re.split(r"[./]", kind)[-1] for kind in m["content"]["data"]},
+        )
         for m in messages
         if m["msg_type"].endswith("display_data")
     ]
 
 
-def test_in_a_kernel_a_long_window_has_a_view_that_ends_empty(kernel: Kernel) -> None:
+def test_in_a_kernel_a_long_window_has_a_panel_that_leaves_nothing(kernel: Kernel) -> None:
     kernel.run(OPEN)
-    seen = shown(kernel.run(LONG, cell="a1"))
-    assert [kind for kind, _, _ in seen] == ["display_data", *["update_display_data"] * (len(seen) - 1)]
-    assert [full for *_, full in seen] == [True] * (len(seen) - 1) + [False] and 3 <= len(seen) <= 5
-    assert len({name for _, name, _ in seen}) == 1
+    messages = kernel.run(LONG.replace("0.5", "1.2"), cell="a1")
+    assert [(kind, data) for kind, _, data in shown(messages)] == [
+        ("display_data", {"plain", "html", "widget-view+json"}),
+        ("update_display_data", set()),
+    ]
+    kinds = [m["msg_type"] for m in messages if m["msg_type"] not in ("status", "execute_input")]
+    opened = [m["content"]["comm_id"] for m in messages if m["msg_type"] == "comm_open"]
+    closed = [m["content"]["comm_id"] for m in messages if m["msg_type"] == "comm_close"]
+    assert len(opened) == 3 and sorted(opened) == sorted(closed), "a widget, its layout and its style"
+    assert kinds.index("update_display_data") < kinds.index("comm_close"), "emptied first, so that no broken view is seen"
+    values = [
+        m["content"]["data"]["state"]["value"]
+        for m in messages
+        if m["msg_type"] in ("comm_open", "comm_msg") and "value" in m["content"]["data"]["state"]
+    ]
+    assert 2 <= len(set(values)) <= 12 and all("measuring:" in value for value in values)
+    [first] = [m["content"]["data"] for m in messages if m["msg_type"] == "display_data"]
+    model = first["application/vnd.jupyter.widget-view+json"]
+    assert model["model_id"] in opened and live.STILL in first["text/html"] and live.STILL not in values[0]
+    state = kernel.run("import ipywidgets\nprint(ipywidgets.Widget.get_manager_state()['state'])")
+    assert state[-1]["content"]["text"] == "{}\n", "nothing that a notebook could save"
+
+
+def test_in_a_kernel_only_long_windows_that_somebody_looks_at_are_shown(kernel: Kernel) -> None:
+    kernel.run(OPEN)
     assert not shown(kernel.run("with session.window('short'):\n    pass", cell="a1"))
     assert not shown(kernel.run(LONG)), "whoever runs notebooks by itself gets none"
     assert not shown(kernel.run(f"os.environ['LEM_KIT_NONINTERACTIVE'] = '1'\n{LONG}", cell="a1"))
-    assert [full for *_, full in shown(kernel.run(f"os.environ['LEM_KIT_LIVE'] = '1'\n{LONG}"))][-1:] == [False]
+    assert [data for *_, data in shown(kernel.run(f"os.environ['LEM_KIT_LIVE'] = '1'\n{LONG}"))][-1:] == [set()]
+
+
+def test_in_a_kernel_without_widgets_the_output_is_sent_again(kernel: Kernel) -> None:
+    kernel.run(OPEN + "import sys\nkept, sys.modules['ipywidgets'] = sys.modules.get('ipywidgets'), None")
+    messages = kernel.run(LONG, cell="a1")
+    kernel.run("sys.modules['ipywidgets'] = kept\nif kept is None:\n    del sys.modules['ipywidgets']")
+    seen = shown(messages)
+    assert [kind for kind, _, _ in seen] == ["display_data", *["update_display_data"] * (len(seen) - 1)]
+    assert [data for *_, data in seen] == [{"plain", "html"}] * (len(seen) - 1) + [set()] and 3 <= len(seen) <= 5
+    assert len({name for _, name, _ in seen}) == 1 and not any(m["msg_type"].startswith("comm") for m in messages)
 
 
 def test_in_a_kernel_a_view_that_cannot_be_sent_is_silent(kernel: Kernel) -> None:

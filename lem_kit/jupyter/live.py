@@ -1,8 +1,9 @@
 """The live view of a long window: power, temperature, tokens, progress and time, below the cell that waits for it.
 
-The one idea: the view is an output of the cell that is sent again twice a second, and emptied when the window has ended.
-It is no widget: a kernel needs no more for it than the protocol, every front end shows it, and it has no state that a
-notebook could keep. What is left of it in the file is an output that holds nothing, which nbval, too, takes for nothing.
+The one idea: the view is a widget (`ipywidgets.HTML`) whose value is set twice a second. When the window has ended, its
+output is emptied and the widget closed with all that belongs to it, so that no state of it can be saved. What is left in the
+file is an output that holds nothing, which nbval, too, takes for nothing. Where the kernel has no ipywidgets, the output
+itself is sent again instead.
 
 A thread of its own draws it from what the sampler and `traffic.send` have written, takes no lock and prints nothing; its
 messages name the cell that they belong to. The user's thread only starts and ends it.
@@ -43,6 +44,9 @@ OLD_S = 10.0  # older than this a reading says nothing about now
 LEAVE_AFTER_S = 1.0  # a channel that hangs is waited for so long
 SETTLED = 0.05  # the share of a run after which its pace says something about the rest
 
+VIEW_KIND = "application/vnd.jupyter.widget-view+json"
+STILL = "This front end shows no widgets, so this stands still until the window has ended."
+
 Publish = Callable[[str, dict[str, Any]], None]
 Course = tuple[list[int], list[float]]
 
@@ -64,6 +68,8 @@ def watch(of: Session, window: Window) -> Callable[[], None]:
     publish = publisher()
     if publish is None:
         return lambda: None
+    with contextlib.suppress(ImportError):
+        import ipywidgets  # noqa: F401 - here, so that no measured window pays for it
     view = View(of, window, publish, AFTER_S, EVERY_S)
     view.start()
     return view.end
@@ -113,25 +119,47 @@ class View(threading.Thread):
         self._after_s, self._every_s = after_s, every_s
         self._ended = threading.Event()
         self._transient = {"display_id": uuid.uuid4().hex}
+        self._panel: Any = None
 
     def run(self) -> None:
-        kind, wait_s = "display_data", self._after_s
+        shown, wait_s = False, self._after_s
         while not self._ended.wait(wait_s) and self._window.span.t1_ns is None:
             wait_s = self._every_s
             with contextlib.suppress(Exception):  # a view that cannot be drawn or sent is none of the user's business
-                self._send(kind, bundle(self._of, self._window, time.monotonic_ns()))
-                kind = "update_display_data"
-        with contextlib.suppress(Exception):
-            if kind != "display_data":
-                self._send(kind, {})
+                self._draw(bundle(self._of, self._window, time.monotonic_ns()), shown)
+                shown = True
+        if shown:
+            with contextlib.suppress(Exception):
+                self._send("update_display_data", {})
+        if self._panel is not None:
+            with contextlib.suppress(Exception):
+                close(self._panel)
 
-    def _send(self, kind: str, data: Mapping[str, str]) -> None:
+    def _draw(self, data: Mapping[str, Any], shown: bool) -> None:
+        html = data["text/html"]
+        if self._panel is not None:
+            self._panel.value = html
+        elif not shown and (ipywidgets := sys.modules.get("ipywidgets")):
+            self._panel = ipywidgets.HTML(html)
+        if not shown and self._panel is not None:
+            model = {"version_major": 2, "version_minor": 0, "model_id": self._panel.model_id}
+            data = {**data, VIEW_KIND: model, "text/html": f"{html}<p>{STILL}</p>"}
+        if not shown or self._panel is None:
+            self._send("update_display_data" if shown else "display_data", data)
+
+    def _send(self, kind: str, data: Mapping[str, Any]) -> None:
         self._publish(kind, {"data": dict(data), "metadata": {}, "transient": self._transient})
 
     def end(self) -> None:
         """Remove the view. Waits until that message is on its way, for it is to be there before the card; not for ever."""
         self._ended.set()
         self.join(LEAVE_AFTER_S)
+
+
+def close(widget: Any) -> None:
+    """Close a widget and those that it is made with, which would stay in the front end, and be saved, without it."""
+    for part in (widget, widget.layout, widget.style):
+        part.close()
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -147,10 +175,12 @@ def bundle(of: Session, window: Window, now_ns: int) -> dict[str, str]:
     if warm := temperatures(of.trace, now_ns):
         rows.append(("temperature", warm))
     rows += progress_rows(window, elapsed_s, now_ns)
-    cells = [f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows]
-    if power:
-        cells.insert(1, f"<tr><th></th><td>{power.picture}</td></tr>")
-    html = f"<table><caption><b>{escape(window.label)}</b> ({escape(state)})</caption>{''.join(cells)}</table>"
+    pictures = {"power": power.picture if power else "", "progress": bar(window, elapsed_s)}
+    cells = "".join(
+        f'<tr><th align="left" valign="top">{escape(name)}&emsp;</th><td>{escape(value)} {pictures.get(name, "")}</td></tr>'
+        for name, value in rows
+    )
+    html = f"<b>{escape(window.label)}</b> ({escape(state)})<table>{cells}</table>"
     text = "; ".join(f"{name} {value}" for name, value in rows)
     return {"text/html": html, "text/plain": f"{window.label} ({state}): {text}"}
 
@@ -254,7 +284,7 @@ def _picture(courses: Sequence[Course], from_ns: int, opened_ns: int) -> str:
     )
     data = base64.b64encode(svg.encode()).decode()
     words = f"0 to {float(f'{top:.2g}'):g} W, last {duration((end_ns - begin_ns) / 1e9)}"
-    return f'<img alt="power over time" src="data:image/svg+xml;base64,{data}"> {words}'
+    return f'<br><img alt="power over time" src="data:image/svg+xml;base64,{data}"> {words}'
 
 
 def temperatures(trace: Trace, now_ns: int) -> str:
@@ -287,6 +317,20 @@ def progress_rows(window: Window, elapsed_s: float, now_ns: int) -> list[tuple[s
             left_s = mean_s * (repeats - done) - (now_ns - ended_ns) / 1e9
             rows.append(("time left", f"about {duration(left_s)}, as the repeats before"))
     return rows
+
+
+def bar(window: Window, elapsed_s: float) -> str:
+    """The share of the window that is over, as HTML; empty where it cannot be told."""
+    run, repeats = window.progress, window.config.get("repeat", 1)
+    if window.kind == "idle":
+        share = elapsed_s / window.config["seconds"] if window.config["seconds"] else 1.0
+    elif run is not None:
+        share = run.output_tokens / run.output_tokens_at_most if run.output_tokens_at_most else 0.0
+    elif repeats > 1:
+        share = len(window.repeats) / repeats
+    else:
+        return ""
+    return f'<progress max="1" value="{min(share, 1.0):.3f}"></progress>'
 
 
 def _run_left(run: Any, elapsed_s: float) -> str:

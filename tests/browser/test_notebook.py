@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from lem_kit.jupyter import live
+
 from .conftest import ROOT, Lab, Notebook, environment
 
 pytestmark = pytest.mark.browser
@@ -24,7 +26,9 @@ def outputs(notebook: Any) -> list[Any]:
 
 def assert_clean(notebook: Any) -> None:
     """Nothing of a widget and nothing of a view is in the file."""
-    assert "widgets" not in notebook["metadata"]
+    assert "widgets" not in notebook["metadata"] or not any(
+        saved["state"] for saved in notebook["metadata"]["widgets"].values()
+    )
     for output in outputs(notebook):
         assert not any("widget" in kind for kind in output.get("data", {}))
         assert "measuring:" not in str(output)
@@ -60,9 +64,11 @@ window.measurement
 def test_the_live_view_moves_and_leaves_nothing(page: Any, lab: Lab, tmp_path: Path) -> None:
     path = lab.put("live.ipynb", "import lem_kit as lem\nsession = lem.Session()", SLEEPS)
     notebook = Notebook(page, lab, path)
+    notebook.menu("Settings", "Save Widget State Automatically")
     notebook.run_all(wait=False)
     view = notebook.output(1)
     page.get_by_text("measuring:").wait_for()
+    assert view.locator(".jupyter-widgets").count() == 1 and live.STILL not in view.inner_text()
     seen, pictures, until = set(), set(), time.monotonic() + 2.5
     while time.monotonic() < until:
         seen.add(view.inner_text())
@@ -79,6 +85,7 @@ def test_the_live_view_moves_and_leaves_nothing(page: Any, lab: Lab, tmp_path: P
     assert view.inner_text().split("\n")[0].strip() == "before" and "after" in view.inner_text()
     notebook.picture("live-view-card")
     saved = notebook.save()
+    assert saved["metadata"]["widgets"], "it was asked to keep the state of widgets"
     assert_clean(saved)
     assert [o["data"] for o in saved["cells"][1]["outputs"] if o["output_type"] == "display_data"] == [{}]
     assert not notebook.problems
@@ -91,6 +98,32 @@ def assert_repeats(path: Path, home: Path) -> None:
     command += ["--nbval-sanitize-with", str(ROOT / "tests/nbval_sanitize.cfg")]
     done = subprocess.run(command, cwd=path.parent, env=environment(home), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+DIES = """
+import os, signal, time
+with session.window("a cell that kills its kernel"):
+    time.sleep(2.6)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kernel_that_dies_leaves_a_view_that_says_how_old_it_is(page: Any, lab: Lab) -> None:
+    path = lab.put("dies.ipynb", "import lem_kit as lem\nsession = lem.Session()", DIES, "6 * 7")
+    notebook = Notebook(page, lab, path)
+    notebook.run_all(wait=False)
+    page.get_by_text("measuring:").wait_for()
+    page.get_by_text("Kernel Restarting").wait_for()
+    page.locator(".jp-Dialog-button", has_text="Ok").click()
+    notebook.picture("killed")
+    saved = notebook.save()
+    [left] = [output for output in outputs(saved) if output["output_type"] == "display_data"]
+    assert re.search(r"measuring: \d s at \d\d:\d\d:\d\d", str(left["data"]))
+    page.locator(".jp-CodeCell").nth(2).click()
+    notebook.menu("Run", "Run Selected Cell")
+    notebook.output(2).get_by_text("42").wait_for()
+    notebook = Notebook(page, lab, path)
+    notebook.picture("killed-reopened")
 
 
 RUNS = """
