@@ -25,7 +25,7 @@ MS = 1_000_000
 
 
 def options(out: Path) -> argparse.Namespace:
-    return argparse.Namespace(out=out, quick=True, repeat=None, model=None, anywhere=False, seconds=100)
+    return argparse.Namespace(part=None, out=out, quick=True, repeat=None, model=None, anywhere=False, seconds=100)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "sensor": (sensor.characterise, 20.0),
     "coverage": (coverage.measure, 15.0),
     "inference": (inference.measure, 150.0),
-    "stopwatch": (stopwatch.measure, 70.0),
+    "stopwatch": (stopwatch.measure, 90.0),
     "continuous": (engines.continuous, 45.0),
     "precision": (engines.precision, 36.0),
     "compile": (engines.compiled, 70.0),

@@ -44,6 +44,7 @@ class Check:
         self.repeats: int = options.repeat or (1 if options.quick else 2)
         self.models: list[str] = options.model or list(MODELS[: 1 if options.quick else 2])
         self.anywhere: bool = options.anywhere
+        self.alone = len(options.part or ()) == 1  # a part that nothing comes after may take all the time there is
         self.input_tokens, self.output_tokens = (16, 8) if options.anywhere else (256, 64)
         self.began = time.monotonic()
         self._whole_s = options.seconds or (90 if options.quick else FULL_S)

@@ -5,14 +5,20 @@ them alike; figures are ratios of tokens/s within a round, with Student's interv
 off alternate in blocks of a few rounds; the sampler's first second, in which it looks for the counter's period and calls
 more often, is waited for and not counted, and without it the GPU rests as long.
 
-Where the host is not steady, such ratios are known to a few percent only. So the parts are also taken one by one, as shares
-of a decoding step: handing a token over (the copy that a streamer costs, and the note of its instant), what the event loop
-computes meanwhile, and how much longer a step takes that meets a reading of the counter than the steps beside it.
+Steps of an eager model are as long as the host makes them, and where the host is not steady such ratios are known to ten
+percent only. Compiled steps (a static cache, CUDA graphs) are several times shorter and come evenly: there the same cost is
+a larger share, and seen. The parts are also taken one by one, as shares of a decoding step: handing a token over (the copy
+that a streamer costs, and the note of its instant), what the event loop computes meanwhile, and how much longer a step takes
+that meets a reading of the counter than the steps beside it.
+
+Every arm runs in the thread that lem_kit generates in, for compiled code belongs to a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import random
 import statistics
 import time
@@ -28,6 +34,11 @@ from .inference import load
 
 ROUNDS_PER_BLOCK = 6
 REST_S = 1.0
+# How the model decodes: options of `generate`, and the share of the output tokens that a short run has.
+Way = tuple[str, dict[str, Any], int]
+Arm = Callable[[], Any]
+EAGER: Way = ("", {}, 4)
+COMPILED: Way = (", compiled", {"cache_implementation": "static"}, 1)
 
 
 def measure(check: Check) -> None:
@@ -37,17 +48,21 @@ def measure(check: Check) -> None:
         return
     backend = load(check, model)
     try:
-        for batch in (1, 8)[: 1 if check.quick else 2]:
-            if check.allow(f"{model}, batch {batch}: the parts of the cost", check.seconds(10, 4)):
-                parts_of_it(check, torch, backend, model, batch)
-        for batch in (1, 8)[: 1 if check.quick else 2]:
-            lengths = (check.input_tokens, max(4, check.output_tokens // 4))
-            compare(check, arms(torch, backend, batch, lengths), model, batch, batch * lengths[1])
+        for batch, way in itertools.product((1, 8)[: 1 if check.quick else 2], (EAGER, COMPILED)):
+            if check.allow(f"{model}, batch {batch}{way[0]}: the parts of the cost", check.seconds(10, 4)):
+                parts_of_it(check, torch, backend, model, batch, way)
+        turns = list(itertools.product((8, 1)[1 if check.quick else 0 :], (COMPILED, EAGER)))
+        for number, (batch, way) in enumerate(turns):
+            seconds = (check.left_s() - 5) / (len(turns) - number) - check.seconds(25 if way is COMPILED else 1, 1)
+            if check.allow(f"{model}, batch {batch}{way[0]}: pairs", check.seconds(30 if way is COMPILED else 8, 4)):
+                compare(
+                    check, torch, backend, model, batch, way, seconds if check.alone else min(seconds, check.seconds(12, 2))
+                )
     finally:
         backend.close()
 
 
-def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int) -> None:
+def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int, way: Way) -> None:
     """Shares of a decoding step, each from its own clock."""
     from lem_kit.backends._static import Steps
 
@@ -57,12 +72,13 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int) 
     steps, token = Steps(), torch.zeros(batch, dtype=torch.int64, device=backend._model.device)
     noted = [timed_s(lambda: steps.put(token)) for _ in range(5000)]
     copied = [timed_s(token.cpu) for _ in range(500)]
-    requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens)
+    name, options, _ = way
+    requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens, **options)
     with check.session() as session:
         before = lem.traffic.run_blocking(loop_s())
         m = session.run(
-            backend, requests, lem.traffic.batches(batch), label=f"{model} stopwatch batch {batch}",
-            repeats=int(check.seconds(6, 2)), warmup=1,
+            backend, requests, lem.traffic.batches(batch), label=f"{model} stopwatch batch {batch}{name}",
+            repeats=int(check.seconds(30 if name else 6, 2)), warmup=3 if name else 1,
         )  # fmt: skip
         computed_s = lem.traffic.run_blocking(loop_s()) - before
         calls = [
@@ -79,7 +95,7 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int) 
         return
     inside = sum(m.t0_ns <= end <= m.t1_ns for _, end in calls) / m.duration_s
     row = {
-        "model": model, "batch": batch, "step ms": 1000 * step_s,
+        "model": f"{model}{name}", "batch": batch, "step ms": 1000 * step_s,
         "note %": 100 * statistics.median(noted) / step_s, "copy %": 100 * statistics.median(copied) / step_s,
         "event loop %": 100 * computed_s / generated_s,
         "calls per s": inside if calls else None, "steps that met one": delay.n if delay else None,
@@ -90,7 +106,7 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int) 
     check.table("parts of the cost", [row])
     sampler_said = f"{row['sampler %']:.2f} [{row['low']:.2f}, {row['high']:.2f}] %" if delay else "unknown"
     stopwatch = row["note %"] + row["copy %"] + row["event loop %"]
-    check.headline(f"{model}, batch {batch}: of a step, stopwatch / sampler", f"{stopwatch:.2f} % / {sampler_said}")
+    check.headline(f"{model}, batch {batch}{name}: of a step, stopwatch / sampler", f"{stopwatch:.2f} % / {sampler_said}")
 
 
 def timed_s(work: Callable[[], Any]) -> float:
@@ -99,9 +115,9 @@ def timed_s(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict[str, Callable[[], Any]]:
+def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int], options: dict[str, Any]) -> dict[str, Arm]:
     """The same work three ways."""
-    requests = lem.prompts.synthetic(batch, *lengths)
+    requests = lem.prompts.synthetic(batch, *lengths, **options)
     model = backend._model  # the very same weights must be run with lem_kit around them and without
     from transformers.generation.streamers import BaseStreamer
 
@@ -110,13 +126,16 @@ def arms(torch: Any, backend: Any, batch: int, lengths: tuple[int, int]) -> dict
 
         def end(self) -> None: ...
 
-    generate = bare(torch, model, requests)
+    generate = functools.partial(bare(torch, model, requests), **options)
+
+    def there(work: Arm) -> Arm:
+        return lambda: backend._static._worker.submit(work).result()
 
     def full() -> None:
         done = lem.traffic.run_blocking(lem.traffic.send(backend, requests, lem.traffic.batches(batch)))
         assert sum(c.output_tokens for c in done) == batch * lengths[1], done[0].error
 
-    return {"bare": generate, "streamer alone": lambda: generate(streamer=Silent()), "lem_kit": full}
+    return {"bare": there(generate), "streamer alone": there(lambda: generate(streamer=Silent())), "lem_kit": full}
 
 
 def bare(torch: Any, model: Any, requests: Sequence[Any]) -> Callable[..., None]:
@@ -144,24 +163,23 @@ def sampler(on: bool) -> Iterator[None]:
         yield
 
 
-def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch: int, tokens: int) -> None:
+def compare(check: Check, torch: Any, backend: Any, model: str, batch: int, way: Way, seconds: float) -> None:
     draw = random.Random(batch)
-    for run in work.values():
-        run()
+    named, options, shorter = way
+    tokens = max(4, check.output_tokens // shorter)
+    work = arms(torch, backend, batch, (check.input_tokens, tokens), options)
+    for run in [*work.values()] * (3 if options else 2):
         run()
     took: dict[tuple[str, bool], list[float]] = {(arm, on): [] for arm in work for on in (False, True)}
-    blocks = int(check.seconds(4 if batch == 1 else 2, 2))
-    for block in range(blocks):
-        if check.left_s() < check.seconds(8, 4):
-            check.left_out(f"{model}, batch {batch}: blocks {block + 1} to {blocks} of pairs", "no time is left")
-            break
+    began = time.monotonic()
+    while not took["bare", True] or time.monotonic() - began < seconds:
         for on in draw.sample((False, True), 2):
             with sampler(on):
                 for _ in range(ROUNDS_PER_BLOCK):
                     for arm in draw.sample(list(work), len(work)):
-                        began = time.perf_counter()
+                        started = time.perf_counter()
                         work[arm]()
-                        took[arm, on].append(time.perf_counter() - began)
+                        took[arm, on].append(time.perf_counter() - started)
     rows = []
     for name, a, b in (
         ("streamer alone / bare, sampler off", ("streamer alone", False), ("bare", False)),
@@ -175,11 +193,12 @@ def compare(check: Check, work: dict[str, Callable[[], Any]], model: str, batch:
         if found is not None:
             rows.append(
                 {
-                    "model": model, "batch": batch, "tokens/s of": name, "ratio": found.value, "low": found.low,
-                    "high": found.high, "pairs": found.n, "tokens/s, second": tokens * len(took[b]) / sum(took[b]),
+                    "model": f"{model}{named}", "batch": batch, "tokens/s of": name, "ratio": found.value, "low": found.low,
+                    "high": found.high, "pairs": found.n, "tokens/s, second": batch * tokens * len(took[b]) / sum(took[b]),
                 }
             )  # fmt: skip
             if name in ("lem_kit / bare, sampler off", "sampler on / off, bare"):
-                check.headline(f"{model}, batch {batch}: tokens/s, {name}", str(found))
+                check.headline(f"{model}, batch {batch}{named}: tokens/s, {name}", str(found))
     check.table("stopwatch", rows)
-    check.fact(f"seconds, batch {batch}", {f"{arm}, sampler {'on' if on else 'off'}": s for (arm, on), s in took.items()})
+    seen = {f"{arm}, sampler {'on' if on else 'off'}": s for (arm, on), s in took.items()}
+    check.fact(f"seconds, batch {batch}{named}", seen)
