@@ -242,9 +242,10 @@ def test_a_kernel_that_is_shut_down_or_restarted_leaves_nothing(kernel: str) -> 
             client.manager.restart_kernel(now=now)
             client.client.wait_for_ready(timeout=30)
             assert client.run("x") == "NameError"
+        client.manager.shutdown_wait_time = 20.0  # after half of it the client asks the operating system
         began = time.monotonic()
         client.manager.shutdown_kernel()
-        assert time.monotonic() - began < 2.4, "it had to be told twice"
+        assert time.monotonic() - began < 9.0, "it had to be told twice"
         gone_after_s()
 
 
