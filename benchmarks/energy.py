@@ -115,7 +115,7 @@ def run_fault(fault: str, env: dict[str, str]) -> list[Any]:
 
 
 def run_costs(env: dict[str, str], folder: Path) -> list[Any]:
-    """The sampler alone: one board, then eight and three more sources."""
+    """The sampler alone: one board, eight, and these with three more sources."""
     sys.path.insert(0, str(HERE.parent / "tests" / "machines"))
     from powercap import zone
 
@@ -124,7 +124,7 @@ def run_costs(env: dict[str, str], folder: Path) -> list[Any]:
     recording.write_text("t_s,cpu\n0,0\n3600,3600\n")
     others = [f"rapl={folder / 'powercap'}", f"replay={recording}", "codecarbon"]
     found = []
-    for number, more in ((1, []), (8, others)):
+    for number, more in ((1, []), (8, []), (8, others)):
         worker = start("lem_kit", "cost", env, str(number), "5", *more)
         found.append({"boards": number, **answer(worker)})
         worker.communicate()

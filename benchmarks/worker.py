@@ -140,7 +140,8 @@ def run_fault(name: str, fault: str, length_s: float) -> dict[str, Any]:
 
 def run_cost(number: int, others: list[str], seconds: float) -> dict[str, Any]:
     """CPU share of each background thread of a lem_kit session that reads `number` boards and other sources."""
-    with boards([h100(wave=Square(70.0, 300.0, 0.83, phase_s=0.1 * k)) for k in range(number)]):
+    phases = [0.037 * k % 0.1 for k in range(number)]  # each counter is refreshed at instants of its own
+    with boards([h100(wave=Square(70.0, 300.0, 0.83, phase_s=0.1 * k), counter_phase_s=phases[k]) for k in range(number)]):
         tool = TOOLS["lem_kit"](["nvml", *others])  # type: ignore[call-arg]
         time.sleep(4)
         before = background_s()

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from . import traces
-from .errors import LemError, nearest
+from .errors import LemError, nearest, shown
 from .measurement import Request
+
+# Between these lies every rate, time and shape that means something; beyond them sums of floats overflow, or never end.
+LEAST, MOST = 1e-9, 1e9
 
 
 class Submit(Protocol):
@@ -85,6 +88,7 @@ class TokenBatches:
 
     def __post_init__(self) -> None:
         _whole("token_batches() takes a budget of", self.budget)
+        _requests("token_batches()", self.requests)
         ends: list[int] = []
         group: list[Request] = []
         for i, request in enumerate(self.requests):
@@ -262,7 +266,7 @@ def ramp(
     a, b, over = (
         _positive("start_per_s", start_per_s), _positive("end_per_s", end_per_s), _positive("over_s", over_s),
     )  # fmt: skip
-    if shape not in _RAMPS:
+    if shape not in tuple(_RAMPS):
         raise LemError(f"There is no ramp of shape {shape!r}: {nearest(str(shape), _RAMPS)}")
     if seed is not None:
         _seed(seed)
@@ -336,17 +340,24 @@ _RAMPS = {"linear": _linear, "exponential": _exponential}
 
 def _whole(who: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LemError(f"{who} a whole number of at least 1: got {value!r}.")
+        raise LemError(f"{who} a whole number of at least 1: got {shown(value)}.")
 
 
 def _positive(name: str, value: Any) -> float:
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise LemError(f"{name}= takes a finite number above 0: got {value!r}.")
-    return number
+    known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not known or not LEAST <= value <= MOST:  # before it is made a float, which 10**400 cannot be
+        raise LemError(f"{name}= takes a number from {LEAST:g} to {MOST:g}: got {shown(value)}.")
+    return float(value)
+
+
+def _requests(who: str, value: Any) -> None:
+    """LemError unless `value` can be gone through again and again, and holds requests."""
+    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    if not listed or not all(isinstance(item, Request) for item in value):
+        raise LemError(f"{who} takes the list of requests that will be run: got {shown(value)}.")
 
 
 def _seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise LemError(f"seed= takes a whole number, so that the schedule can be drawn again: got {seed!r}.")
+        raise LemError(f"seed= takes a whole number, so that the schedule can be drawn again: got {shown(seed)}.")
     return seed

@@ -74,4 +74,4 @@ def _known(m: Measurement, found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _quantity(figure: metrics.Figure, unit: str) -> str:
-    return metrics.quantity(figure.value, figure.half_width, unit) + (", MODELLED" if figure.method == "model" else "")
+    return figure.told(unit) + (", MODELLED" if figure.method == "model" else "")

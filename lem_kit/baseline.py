@@ -65,7 +65,8 @@ def kind_now(asked: str | None) -> str:
 
 
 def of(idle: Measurement) -> dict[str, Any]:
-    """The baseline that an idle Measurement gives, as strict JSON: power of each domain, temperatures, when and where."""
+    """The baseline that an idle Measurement gives, as strict JSON: power of each domain, or why it is unknown, temperatures,
+    when and where."""
     parts = max(1, min(10, int(idle.duration_s)))
     edges = [idle.t0_ns + (idle.t1_ns - idle.t0_ns) * k // parts for k in range(parts + 1)]
     powers = {key: found for key in idle.energy if (found := _power(idle, key, edges)) is not None}
@@ -76,6 +77,7 @@ def of(idle: Measurement) -> dict[str, Any]:
         "started_at": idle.started_at,
         "power_w": {key: power._asdict() for key, power in powers.items()},
         "temperature_c": {key: g["mean"] for key, g in gauges.items() if key.endswith(".temperature_c")},
+        "unknown": {key: list(e.reasons) for key, e in idle.energy.items() if key not in powers},
         "labels": {key: domain.label for key, domain in idle.trace.domains.items()},
     }
 

@@ -208,6 +208,8 @@ def _export(options: argparse.Namespace) -> int:
     from . import export
 
     facts = dict(_assignment(text) for text in options.parameters)
+    if not options.path.exists():
+        raise LemError(f"There is no notebook and no run folder {options.path}: check the path.")
     asked = {name: getattr(options, name) for name in ("boamps", "serving_json", "csv") if getattr(options, name)}
     if facts and not options.boamps:
         raise LemError("-p is for a BoAmps report: name the file to write with --boamps FILE.")

@@ -8,8 +8,7 @@ Not covered: the ratios themselves (`comparison`).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
@@ -18,19 +17,23 @@ from .measurement import Completion, Measurement
 
 Forbids = Literal["all", "energy", "nothing"]
 
-# What two records can differ in, and what that forbids. Codes are stable: `compare(..., allow=[code])` takes them.
+# What two records can differ in, and what that forbids. Codes are stable: `compare(..., allow=[code])` takes them, but for
+# those of `NEVER`.
 DIFFERENCES: Mapping[str, tuple[Forbids, str]] = {
     "other_kind": ("all", "they are not of one kind: a run of requests, a window of code, a time of doing nothing"),
     "failed": ("all", "a measurement that failed or was interrupted"),
     "other_prompts": ("all", "they were not given the same prompts"),
     "other_prompt_ids": ("all", "their engines made other tokens of the same texts"),
+    "prompts_half_known": (
+        "all",
+        "the prompts of the one are known and those of the other are not, so nothing shows that they were the same",
+    ),
     "other_scopes": ("energy", "their energies cover different things"),
     "other_method": ("energy", "the one energy is measured and the other modelled"),
     "no_energy": ("energy", "an energy is not known"),
     "other_output_lengths": (
         "nothing",
-        "requests were not answered at the same length, so their energy per output token is that of other work: see the "
-        "matched ones",
+        "requests were not answered at the same length, so their energy per output token is that of other work",
     ),
     "not_valid": ("nothing", "a measurement is not valid"),
     "requests_failed": ("nothing", "requests failed"),
@@ -41,9 +44,11 @@ DIFFERENCES: Mapping[str, tuple[Forbids, str]] = {
     "other_arrivals": ("nothing", "requests arrived by another plan"),
     "other_timing": ("nothing", "the one engine stamps its tokens itself, those of the other are stamped where they arrive"),
     "modelled": ("nothing", "both energies are modelled, so their ratio is the model's"),
-    "input_unknown": ("nothing", "the records do not say what a cell worked on, so nothing shows that both did the same"),
+    "input_unknown": ("nothing", "the records do not say what was worked on, so nothing shows that both did the same"),
 }
 
+# What was cut off has no figure of what was asked for: its energy is that of as much as was done.
+NEVER = ("failed",)
 
 # What a record keeps of its plan (`traffic.plan`).
 PLAN = (
@@ -53,33 +58,40 @@ PLAN = (
 
 
 class Difference(NamedTuple):
-    """A code of `DIFFERENCES`, what it forbids, and a sentence."""
+    """A code of `DIFFERENCES`, what it forbids, and a sentence. Measurements are called by side and place, as "B 2"."""
 
     code: str
     forbids: Forbids
     told: str
 
 
-def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Difference]:
+def differences(a: Sequence[Measurement], b: Sequence[Measurement], names: tuple[str, str] = ("A", "B")) -> list[Difference]:
     """What stands against comparing these measurements with those, what forbids most first. Empty: nothing known does."""
     found: dict[str, str] = {}
-    runs = [*a, *b]
+    runs, called = [*a, *b], [*call(names[0], a), *call(names[1], b)]
     if len({m.kind for m in runs}) > 1:
         found["other_kind"] = ", ".join(sorted({m.kind for m in runs}))
-    if broken := [m.run_id for m in runs if m.status != "ok"]:
-        found["failed"] = ", ".join(broken)
+    if broken := [name for name, m in zip(called, runs) if m.status != "ok"]:
+        found["failed"] = some(broken)
     for key, code in (("prompts_sha256", "other_prompts"), ("prompt_ids_sha256", "other_prompt_ids")):
         if any(key in x.config and key in y.config and x.config[key] != y.config[key] for x, y in zip(a, b)):
             found[code] = ""
     if [*map(_model, a)] != [*map(_model, b)]:  # whose tokens differ by right
         found.pop("other_prompt_ids", None)
-    if any("prompts_sha256" not in m.config for m in runs):
+    unknown = [["prompts_sha256" not in m.config and m.kind != "idle" for m in pair] for pair in zip(a, b)]
+    if any(x != y for x, y in unknown):
+        found["prompts_half_known"] = some(name for name, m in zip(called, runs) if "prompts_sha256" not in m.config)
+    if any(x and y for x, y in unknown):
         found["input_unknown"] = ""
-    found |= _of_energy(a, b)
+    found |= _of_energy(runs, called)
     if apart := [places for x, y in zip(a, b) if (places := other_lengths(x, y))]:
         found["other_output_lengths"] = f"{max(map(len, apart))} of {max(len(first_repeat(m)) for m in runs)} requests"
-    if invalid := [f"{m.run_id}: {', '.join(codes)}" for m in runs if (codes := totals.verdict(m))]:
-        found["not_valid"] = "; ".join(invalid)
+    invalid: dict[str, list[str]] = {}
+    for name, m in zip(called, runs):
+        for code in totals.verdict(m):
+            invalid.setdefault(code, []).append(name)
+    if invalid:
+        found["not_valid"] = "; ".join(f"{code}: {some(those)}" for code, those in invalid.items())
     if failures := sum(c.error is not None for m in runs for c in m.completions):
         found["requests_failed"] = f"{failures} of {sum(len(m.completions) for m in runs)}"
     for code, asked in (
@@ -90,9 +102,8 @@ def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Diff
         ("other_arrivals", _plan),
         ("other_timing", _timing),
     ):
-        left, right = (Counter(repr(asked(m)) for m in side) for side in (a, b))
-        if left.keys() != right.keys():
-            told = [_short(asked(side[0])) for side in (a, b)]
+        if pair := next((pair for pair in zip(a, b) if asked(pair[0]) != asked(pair[1])), None):
+            told = [_short(asked(m)) for m in pair]
             found[code] = " / ".join(told) if told[0] != told[1] else ""
     order = list(DIFFERENCES)
     return [
@@ -101,16 +112,27 @@ def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Diff
     ]
 
 
-def _of_energy(a: Sequence[Measurement], b: Sequence[Measurement]) -> dict[str, str]:
-    known = [totals.energy_j(m) for m in (*a, *b)]
-    if any(total is None for total in known):
-        return {"no_energy": ", ".join(m.run_id for m, total in zip((*a, *b), known) if total is None)}
-    sides = [[totals.energy_j(m) for m in side] for side in (a, b)]
-    scopes = [sorted({scope for total in side if total for scope in total.scopes}) for side in sides]
-    methods = {total.method == "model" for side in sides for total in side if total}
+def call(name: str, side: Sequence[Measurement]) -> list[str]:
+    """What the measurements of a side are called: by its name, and their places where there are several."""
+    return [f"{name} {place}" for place in range(1, len(side) + 1)] if len(side) > 1 else [name]
+
+
+def some(called: Iterable[str]) -> str:
+    """The first few of these names, and how many more there are."""
+    names = list(called)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _of_energy(runs: Sequence[Measurement], called: Sequence[str]) -> dict[str, str]:
+    known = [totals.energy_j(m) for m in runs]
+    if unknown := [name for name, total in zip(called, known) if total is None]:
+        return {"no_energy": some(unknown) if len(unknown) < len(runs) else ""}
+    # Of every run, pairs and sides alike: a mean over pairs of which some cover more is that of nothing.
+    scopes = dict.fromkeys(", ".join(total.scopes) for total in known if total)
+    methods = {total.method == "model" for total in known if total}
     found = {}
-    if scopes[0] != scopes[1]:
-        found["other_scopes"] = f"{', '.join(scopes[0])} / {', '.join(scopes[1])}"
+    if len(scopes) > 1:
+        found["other_scopes"] = " / ".join(scopes)
     if len(methods) > 1:
         found["other_method"] = ""
     elif True in methods:
@@ -119,9 +141,15 @@ def _of_energy(a: Sequence[Measurement], b: Sequence[Measurement]) -> dict[str, 
 
 
 def other_lengths(a: Measurement, b: Measurement) -> list[int]:
-    """The places of the requests at which the two did not give as many output tokens, in their first repeat."""
-    rows = zip_longest(first_repeat(a), first_repeat(b))
-    return [i for i, (x, y) in enumerate(rows) if not x or not y or x.output_tokens != y.output_tokens]
+    """The places of the requests at which the two did not give as many output tokens, in a repeat that both have."""
+    rows = zip_longest(lengths(a), lengths(b), fillvalue=())
+    return [i for i, (x, y) in enumerate(rows) if not x or not y or any(m != n for m, n in zip(x, y))]
+
+
+def lengths(m: Measurement) -> list[tuple[int, ...]]:
+    """The output tokens of each request, in the order of the prompts, one for each repeat."""
+    count = len(first_repeat(m))
+    return [tuple(c.output_tokens for c in m.completions[i::count]) for i in range(count)]
 
 
 def first_repeat(m: Measurement) -> list[Completion]:

@@ -3,22 +3,25 @@
 The one idea: between two knots of a counter the energy is known but not its course. The course is taken from power samples
 where they are dense enough, scaled so that each cell keeps the counter's energy; else the power is taken to be steady there,
 or to step. What that leaves open at an edge, how far samples and counter differ from cell to cell, and the doubt about the
-instants of the knots, is what an interval is made of.
+instants of the knots, is what an interval is made of. None of it is larger than the cells around show, where they show it.
 
-Not covered: windows, and what makes a figure worthless (`curve`); when a counter was updated (`staircase`).
+Not covered: windows, and what makes a figure worthless (`curve`); when a counter was updated (`staircase`); the course of
+the samples themselves (`samples`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from array import array
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from .samples import Samples, step
 from .staircase import Grid, Knot, knots
+from .statistics import student_t
 from .trace import Series, Trace
 
 # How much of a trace around an edge is looked at for its knots. Bounds the work for one repetition of a long window.
@@ -27,10 +30,15 @@ NEARBY_NS = 3_000_000_000
 DENSE = 3
 # Fewer cells than this tell nothing about how far counter and samples differ.
 LEAST_CELLS = 8
+# How many times `samples.HIDDEN` is believed at most, since where updates and samples come together the ends of the cells
+# show nothing of it: power that alternates between nothing and twice its mean, which is a range of 40 twentieths.
+MOST_HIDDEN = 40.0
 # How far samples of power and updates of the counter may be apart in time.
 LAG_NS = 3_000_000
-# A change of power is a step when it is so many times larger than the changes beside it.
-STEEP = 3.0
+# Powers of cells that differ by less than such a part are the same.
+ALIKE = 0.001
+# Power readings that differ by more than such a part from what the counter beside them counts are in step with the load.
+IN_STEP = 0.1
 # How much a burst inside one cell of the counter may exceed what the cell's mean power shows of it.
 PEAK = 3.0
 
@@ -44,6 +52,21 @@ class Edge(NamedTuple):
     timing_ns: float
     powers: tuple[float, float]
     extrapolated: bool = False
+    sampled: bool = False
+
+
+class Unseen(NamedTuple):
+    """What the cells of a counter show of the doubt that samples of power leave, as standard deviations.
+
+    `joules`: how far a cell is off beyond what the steps between samples allow, as the root of the mean square; `ns`: how
+    far one in two is, at its own power. Both are of the two ends of a cell together. `hidden`: how many times `HIDDEN` a
+    sample may hide, by what the ends of the cells show of it: nearly nothing where the load is quiet between samples, and
+    more than once where it alternates faster than they come.
+    """
+
+    joules: float = 0.0
+    ns: float = 0.0
+    hidden: float = 1.0
 
 
 class Course:
@@ -68,14 +91,25 @@ class Course:
         self.period_ns = grid.period_ns if grid else median(gaps) if gaps else 0.0
         if domain.refresh_s is not None:
             self.period_ns = max(self.period_ns, domain.refresh_s * 1e9)
+        self.short = t1_ns - t0_ns < self.period_ns
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
         self._samples = Samples(gauge)
-        self.unexplained_j, self._unexplained_ns = self._disagreement()
+        self._in_step = self._differ(gauge)
+        self.unseen = self._unseen()
 
-    def _disagreement(self) -> tuple[float, float]:
-        """How far samples and counter differ from cell to cell beyond what the shapes of the pieces allow: updates that come
-        out of time, and a course too quick for the samples. In J as the root of the mean square; and in ns, at the power of
-        the cell, what half of the cells stay below, as a standard deviation. 0 where there are too few cells."""
+    def _differ(self, gauge: Series) -> bool:
+        """Whether the power that was read is another than the counter counted in that time."""
+        every = [knot for found, _ in self._sides for knot in found]
+        if not every:
+            return False
+        shown = gauge.between(int(every[0].t_ns), int(every[-1].t_ns)).value
+        counted_j = every[-1].joules - every[0].joules
+        shown_j = sum(shown) / max(len(shown), 1) * (every[-1].t_ns - every[0].t_ns) * 1e-9
+        return bool(shown) and abs(shown_j - counted_j) > IN_STEP * counted_j
+
+    def _unseen(self) -> Unseen:
+        """From how far samples and counter differ from cell to cell. Few cells agree by chance, so it is wider for few
+        (Student); too few tell nothing."""
         samples, rows = self._samples, []
         for found, grid in self._sides:
             for a, b in itertools.pairwise(found):
@@ -83,21 +117,35 @@ class Course:
                 was_reset = b.joules <= a.joules  # then the counter says nothing of the samples
                 if not was_reset and not doubtful and self._dense(a, b):
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
-                    shapes = [samples.around(int(knot.t_ns))[1] / 1.96 for knot in (a, b)]
-                    rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, shapes[0] ** 2 + shapes[1] ** 2))
-        total = sum(whole for _, _, whole, _ in rows)
+                    ends = [samples.around(int(knot.t_ns)) for knot in (a, b)]
+                    steps, hidden = (math.hypot(*(end[i] for end in ends)) / 1.96 for i in (1, 2))
+                    rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, steps, hidden))
+        total = sum(row[2] for row in rows)
         if len(rows) < LEAST_CELLS or total <= 0.0:
-            return 0.0, 0.0
-        scale = sum(joules for joules, _, _, _ in rows) / total
-        squares = [(joules - scale * whole) ** 2 - scale**2 * shape for joules, _, whole, shape in rows]
-        times = [abs(joules - scale * whole) * length_ns / joules for joules, length_ns, whole, _ in rows]
-        return math.sqrt(max(sum(squares) / len(squares), 0.0)), 1.48 * median(times)
+            return Unseen()
+        scale = sum(row[0] for row in rows) / total
+        off = [abs(joules - scale * whole) for joules, _, whole, _, _ in rows]
+        square = sum(off_j**2 for off_j in off)
+        joules = math.sqrt(max(square - sum((scale * row[3]) ** 2 for row in rows), 0.0) / len(rows))
+        ns = median(off_j * row[1] / row[0] for off_j, row in zip(off, rows))
+        # Few cells with a step in them must not speak for the others, nor half of them for a load that is never quiet.
+        hidden_j = [max(scale * row[4], 1e-9) for row in rows]
+        hidden = min(1.48 * median(map(operator.truediv, off, hidden_j)), math.sqrt(square) / math.hypot(*hidden_j))
+        wider = student_t(len(rows)) / 1.96
+        return Unseen(wider * joules, wider * 1.48 * ns, min(wider * hidden, MOST_HIDDEN))
 
     def _dense(self, a: Knot, b: Knot) -> bool:
         """Whether power was sampled often enough between two knots to tell its course there."""
         t = self._samples.t_ns
         first, end = bisect_right(t, a.t_ns), bisect_left(t, b.t_ns)
         return end - first >= DENSE and first > 0 and end < len(t) and t[first] - t[first - 1] <= (b.t_ns - a.t_ns) / 2
+
+    def shapes_j(self, first: Edge, last: Edge) -> float:
+        """What the doubt about the course at both edges makes of the window's energy: it adds up where one short peak, which
+        no sample shows, may be the cause of both."""
+        if self.short and not (first.sampled or last.sampled):
+            return first.shape_j + last.shape_j
+        return math.hypot(first.shape_j, last.shape_j)
 
     def timing_j(self, first: Edge, last: Edge, joules: float) -> float:
         """What the doubt about the knots' instants makes of the window's energy."""
@@ -167,16 +215,17 @@ class Course:
         if whole <= 0.0:
             return None
         scale = joules / whole
-        power, piece_j = samples.around(t_ns)
+        power, steps_j, hidden_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
-        unexplained_j = max(self.unexplained_j, power * scale * self._unexplained_ns)
+        cell_j = max(self.unseen.joules, power * scale * self.unseen.ns)
         # On a grid, what a cell shows is the doubt about both of its ends, and an instant inside it has a part of each.
         f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
         part = math.sqrt((f**2 + (1 - f) ** 2) / 2) if on_grid else 1.0
-        shape = math.hypot(scale * piece_j, abs(power * scale - mean) * LAG_NS, 1.96 * unexplained_j * part)
+        unseen_j = max(1.96 * cell_j * part, scale * self.unseen.hidden * hidden_j)
+        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
-        return Edge(here, shape, half_ns, (min(levels), max(levels)))
+        return Edge(here, shape, half_ns, (min(levels), max(levels)), sampled=True)
 
     def _interpolated(self, found: Sequence[Knot], k: int, t_ns: int, half_ns: float, powers: Sequence[float]) -> Edge:
         """A steady power inside the cell, or a step from the power of the cell before to that of the cell after."""
@@ -192,11 +241,20 @@ class Course:
             left_ns = min(f, at) * length_ns
             joules = a.joules + left * left_ns + right * (f * length_ns - left_ns)
             power = left if f < at else right
-        elif 0 < k < len(found) - 2:
-            left, right = joules_per_ns(found[k - 1], a), joules_per_ns(b, found[k + 2])
-            if (power - left) * (power - right) > 0.0:  # a peak or a dip inside the cell is steeper than it shows
-                spread *= PEAK
+        elif self._in_step or self._peak(found, k):  # what is inside the cell is steeper than its mean power shows
+            spread *= PEAK
         return Edge(joules, spread * f * (1 - f) * length_ns, half_ns, (power, power))
+
+    def _peak(self, found: Sequence[Knot], k: int) -> bool:
+        """Whether cell `k` has more power, or less, than cells on both sides of it. For a short window these are two on each
+        side, since an update that falls into a short peak shows it in two cells."""
+        reach = 2 if self.short else 1
+        cells = range(max(k - reach, 0), min(k + reach + 1, len(found) - 1))
+        powers = [joules_per_ns(found[i], found[i + 1]) for i in cells]
+        before, power, after = powers[: k - cells[0]], powers[k - cells[0]], powers[k - cells[0] + 1 :]
+        if not before or not after:
+            return False
+        return max(min(before), min(after)) < (1 - ALIKE) * power or min(max(before), max(after)) > (1 + ALIKE) * power
 
     def _step(self, found: Sequence[Knot], k: int) -> tuple[float, float, float] | None:
         """Powers left and right of a step inside cell `k`, and where it is; None where there is none."""
@@ -210,70 +268,6 @@ class Course:
         return None if at is None else (left, right, at)
 
 
-def step(before: float, left: float, mean: float, right: float, after: float) -> float | None:
-    """Where in a piece of power `mean` the load stepped from the power of the piece to the left to that of the piece to the
-    right (0 to 1), so that the piece keeps its energy; None where it is no step. (Harten's subcell resolution, 1989.)
-
-    Work begins and ends with steps, at the very instants where windows do: a steady power inside such pieces would take the
-    same part from every window.
-    """
-    jump = right - left
-    if abs(jump) <= STEEP * max(abs(left - before), abs(after - right)) or (mean - left) * (right - mean) <= 0.0:
-        return None
-    return (right - mean) / jump
-
-
-class Samples:
-    """Power as means since the sample before: a course of energy that is straight in each piece."""
-
-    def __init__(self, series: Series) -> None:
-        self.t_ns, self.watts = series.t_ns, series.value
-        t, p = self.t_ns, self.watts
-        steps = ((t[j] - t[j - 1]) * 1e-9 * p[j] for j in range(1, len(t)))
-        self._sums = array("d", itertools.accumulate(steps, initial=0.0))
-
-    def sum_to(self, t_ns: float) -> float:
-        """Joules up to an instant; the last sample speaks for what follows it, too."""
-        t, p = self.t_ns, self.watts
-        j = min(bisect_left(t, t_ns), len(t) - 1)
-        if 2 <= j < len(t) - 2 and (at := step(*p[j - 2 : j + 3])) is not None:
-            piece_ns = t[j] - t[j - 1]
-            left_ns = min(t_ns - t[j - 1], at * piece_ns)
-            return self._sums[j - 1] + (p[j - 1] * left_ns + p[j + 1] * (t_ns - t[j - 1] - left_ns)) * 1e-9
-        return self._sums[j] - p[j] * (t[j] - t_ns) * 1e-9
-
-    def breaks_ns(self, start_ns: float, end_ns: float) -> list[float]:
-        """Instants between two others, in order, at which the course has another slope: those of the samples, and steps."""
-        t, p = self.t_ns, self.watts
-        first, end = bisect_right(t, start_ns), bisect_left(t, end_ns)
-        found: list[float] = list(t[first:end])
-        for j in range(max(first, 2), min(end + 1, len(t) - 2)):
-            at = step(*p[j - 2 : j + 3])
-            found += [] if at is None else [t[j - 1] + at * (t[j] - t[j - 1])]
-        return sorted(t_ns for t_ns in found if start_ns < t_ns < end_ns)
-
-    def around(self, t_ns: int) -> tuple[float, float]:
-        """Power (J/ns) at an instant, and how much energy (J) the piece around it may have elsewhere than assumed.
-
-        A piece hides how its power came about: by the range of it and its neighbours, and a twentieth of its own power.
-        """
-        t, p = self.t_ns, self.watts
-        j = min(max(bisect_left(t, t_ns), 1), len(t) - 1)
-        piece_ns = t[j] - t[j - 1]
-        f = min(max((t_ns - t[j - 1]) / piece_ns, 0.0), 1.0)
-        near = p[j - 1 : j + 2]
-        spread = max(near) - min(near) + 0.05 * p[j]
-        return p[j] * 1e-9, spread * 1e-9 * f * (1 - f) * piece_ns
-
-
 def joules_per_ns(a: Knot, b: Knot) -> float:
     """Mean power between two knots."""
     return (b.joules - a.joules) / (b.t_ns - a.t_ns)
-
-
-def on_line(t: Sequence[int], p: Sequence[float], t_ns: int) -> float:
-    """Value at an instant on the line through the points; beyond them, that of the nearest."""
-    j = bisect_left(t, t_ns)
-    if j in (0, len(t)):
-        return p[min(j, len(t) - 1)]
-    return p[j - 1] + (p[j] - p[j - 1]) * (t_ns - t[j - 1]) / (t[j] - t[j - 1])

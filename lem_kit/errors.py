@@ -28,6 +28,15 @@ class IncompleteRun(LemError):
     """A run folder holds no `run.json`: the run was cut off, and nothing in the folder is a result."""
 
 
+def shown(value: object) -> str:
+    """A value as a message tells it: its `repr`, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # a class of the user's own, or a number of more digits than Python writes
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the closest known name, or the names there are.
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .chats import Form, Said, said
-from .errors import LemError, Unavailable, nearest
+from .errors import LemError, Unavailable, nearest, shown
 from .measurement import Request
-from .synthetic import counted
+from .models import hub_as_it_is
+from .synthetic import counted, seeded
 from .texts import chosen, of_conversations, texts
 
 _FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # what the library calls them
@@ -46,8 +47,15 @@ def dataset(
     form = Form(whole, max_new_tokens, tokenizer, fixed_length, options)
     named = isinstance(source, (str, Path))
     where = f"The data set {source}" if named else "The data set"
+    if isinstance(source, bytes) or not (str(source) if named else isinstance(source, Iterable)):
+        raise LemError(f"dataset() takes a name, a folder, a file or rows: got {shown(source)}.")
+    if isinstance(source, Mapping):
+        held = ", ".join(map(str, source))
+        raise LemError(f"The data set holds {held} and no rows: give one of its splits, or a list of rows.")
     if count is not None:
         counted("count= takes", count)
+    if seed is not None:
+        seeded(seed)
     rows = _loaded(str(source), split, config, revision) if named else source
     found = list(_values(rows, field, where, None if seed is not None else count))
     if all(isinstance(value, str) for _, value in found):
@@ -70,8 +78,8 @@ def _values(rows: Iterable[Any], field: str, where: str, enough: int | None) -> 
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise LemError(f"{where}, row {number}: expected a row with named fields, and got {type(row).__name__}.")
-        if field not in row:
-            raise LemError(f"{where} has no field '{field}' in row {number}: {nearest(field, map(str, row))}")
+        if field not in tuple(row):
+            raise LemError(f"{where} has no field '{field}' in row {number}: {nearest(str(field), map(str, row))}")
         value = row[field]
         if value is None or (isinstance(value, str) and not value.strip()):
             left += 1
@@ -94,7 +102,7 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
     if path.is_file() and path.suffix not in _FILES:
         raise LemError(f"{path} is no file that a data set is read from: those end in {', '.join(_FILES)}.")
     try:
-        with _quiet(datasets.utils):
+        with _quiet(datasets.utils), hub_as_it_is():
             if path.is_file():
                 return datasets.load_dataset(_FILES[path.suffix], data_files=str(path), split="train")
             if not any((path / file).exists() for file in ("state.json", "dataset_dict.json")):

@@ -24,7 +24,8 @@ from .trace import Trace
 #   1  first version
 #   2  calls are timed, failures have a code, periods of counters, baselines, the meter's own share
 #   3  the engine's own instants of a request and its preemptions; what the engine counted. 2 can be read
-SCHEMA_VERSION = 3
+#   4  completions of a repeat that was broken off. 2 and 3 can be read
+SCHEMA_VERSION = 4
 
 Method = Literal["counter", "integral", "model"]
 Kind = Literal["window", "idle", "run"]
@@ -242,6 +243,8 @@ class Measurement:
     from `repeats`. `sources` says what each opened source is; `unavailable` maps every source that did not open to its
     reason. `config` is what the user asked for, `backend` what the engine says it runs (None outside `Session.run`).
     `counters` is what the engine counted in the window (`backends.COUNTERS`).
+    `completions` are those of the repeats, or, where none ended, all that the window saw; `broken_off` are those of a repeat
+    that did not end while others had. What was handed over and did not end has the error "interrupted".
     `warmup` keeps the completions of the warm-up, whose `repeat` is -1. `loop_lag_s` is the longest that the loop that sends
     requests was seen held up. `reasons` are codes of `REASONS` that touch the whole record. `baselines` holds the idle
     baselines of the session by kind (`baseline.of`), `meter` what reading cost: "call_share" and "cpu_share" of the window.
@@ -258,6 +261,7 @@ class Measurement:
     repeats: tuple[Repeat, ...] = ()
     completions: tuple[Completion, ...] = ()
     warmup: tuple[Completion, ...] = ()
+    broken_off: tuple[Completion, ...] = ()
     output_tokens: int | None = None
     loop_lag_s: float | None = None
     error: Mapping[str, str] | None = None

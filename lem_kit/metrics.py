@@ -58,10 +58,12 @@ from .totals import (  # noqa: F401 (as above)
     inverse,
     mean_power_w,
     measured_s,
+    net_energy_absent,
     net_energy_doubts,
     net_energy_j,
     quantity,
     reasons,
+    unresolved,
     verdict,
 )
 

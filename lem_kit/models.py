@@ -13,8 +13,11 @@ import hashlib
 import importlib
 import json
 import os
+import socket
 import sys
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
@@ -96,7 +99,7 @@ def tokenizer(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise Unavailable(f"A tokenizer needs the package {error.name}: pip install 'lem_kit[transformers]'") from error
     path = resolve(name)
-    with quiet_loading():
+    with quiet_loading(), hub_as_it_is():
         with contextlib.suppress(OSError, ValueError):  # what is here already needs no network, and must not wait for one
             return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         try:
@@ -120,6 +123,29 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def hub_as_it_is() -> Iterator[None]:
+    """Where the Hub's host has no address, its client is told that it is offline: else it tries, and complains, for most of
+    a minute. Its setting is put back after."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _has_address(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _has_address(url: str) -> bool:
+    if urllib.request.getproxies():  # then it is the proxy that looks it up
+        return True
+    try:
+        return bool(socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None))
+    except OSError:
+        return False
 
 
 def _versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ interval.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from statistics import median
 
 from .staircase import MOST_JITTER, Grid, brackets, period_ns
@@ -31,6 +32,7 @@ AGAIN_NS = 1_000_000  # after a call that came too early; then twice that, and s
 MOST_TRIES = 7
 EARLY_EVERY = 3
 SURE_EVERY = 16
+LOOK_BACK = 512  # readings in which a period is looked for: they hold 2 * NEEDED updates of any that WATCHED_NS can show
 NARROW = 0.8  # part of a period that a call may take, with the time to the one before, while the period is looked for
 VERY_NARROW = 0.25  # the same for calls at the interval, which may seem to have a period of their own
 STOOD = 60  # a counter that did not change in so many calls, and then does, is watched again
@@ -41,11 +43,11 @@ class Pace:
     """For one counter. Call `after` when it was read; it returns when to read next (ns)."""
 
     def __init__(self, interval_ns: int) -> None:
-        self.grid: Grid | None = None  # where the updates are expected, phase_ns being that of the next call's
         self.period_ns: float | None = None
         self.period_half_ns = 0.0
         self._interval_ns = interval_ns
         self._since_ns: int | None = None
+        self._expects = False  # a period is believed
         self._walls = (0.0, 0.0)  # around the update that the next call is to see
         self._expected = (0.0, 0.0)  # the same, before any call at it
         self._periods = (0.0, 0.0)
@@ -57,13 +59,21 @@ class Pace:
         self._sure = True  # the value that the last call showed is that of the update before the walls
         self._fast = False  # updated more often than it is to be read: its age is known then, which is enough
 
+    @property
+    def grid(self) -> Grid | None:
+        """Where the updates are expected, phase_ns being that of the next call's; None while no period is believed."""
+        if not self._expects or self.period_ns is None:
+            return None
+        low, high = self._walls
+        return Grid((low + high) / 2, self.period_ns, (high - low) / 2)
+
     def after(self, series: Series, now_ns: int) -> int:
         """`series` holds all readings of the counter, the last of them just made."""
         if self._since_ns is None:
             self._since_ns = now_ns
         changed = len(series.value) > 1 and series.value[-1] != series.value[-2]
         self._calls += 1
-        if self.grid is None:
+        if not self._expects:
             watching = now_ns - self._since_ns < WATCHED_NS and not self._fast
             if changed and not watching and _stood(series):
                 self._since_ns, self._fast, watching = now_ns, False, True
@@ -81,7 +91,7 @@ class Pace:
             self._close_in(low, min(high, ended_ns))
         else:
             self._close_in(max(low, began_ns), high)
-        if self.grid is None:
+        if not self._expects:
             return now_ns + WATCH_NS
         if not changed:
             return self._again(now_ns)
@@ -89,7 +99,7 @@ class Pace:
 
     def _begin(self, series: Series, narrow: float) -> bool:
         """Whether the last changes keep to a period; if so, the walls are set."""
-        start = next((i for i, t in enumerate(series.t_ns) if t >= (self._since_ns or 0)), 0)
+        start = max(bisect_left(series.t_ns, self._since_ns or 0), len(series.t_ns) - LOOK_BACK)
         found = brackets(series.part(start, len(series.t_ns)))[-2 * NEEDED :]
         period: float | None = period_ns(found)
         if len(found) < NEEDED or period is None:
@@ -110,6 +120,7 @@ class Pace:
         self._anchor, self._periods = (float(first.lo_ns), float(first.hi_ns)), (low, high)
         self._passed = round((last.hi_ns - first.hi_ns) / period)
         self._walls = (float(last.lo_ns), float(last.hi_ns))
+        self._expects = True
         self._tell()
         return True
 
@@ -138,13 +149,11 @@ class Pace:
         self._tell()
 
     def _lose(self) -> None:
-        self.grid, self._since_ns, self._tries, self._sure = None, None, 0, True
+        self._expects, self._since_ns, self._tries, self._sure = False, None, 0, True
 
     def _tell(self) -> None:
-        low, high = self._walls
         self.period_ns = sum(self._periods) / 2
         self.period_half_ns = (self._periods[1] - self._periods[0]) / 2
-        self.grid = Grid((low + high) / 2, self.period_ns, (high - low) / 2)
 
     def _again(self, now_ns: int) -> int:
         """The call came too early."""
@@ -163,7 +172,6 @@ class Pace:
         self._sure = self._sure and periods == 1
         self._walls = self._expected = (low + periods * shortest, high + periods * longest)
         self._passed += periods
-        self._tell()
         low, high = self._walls
         if not self._sure:
             return int(high) + AGAIN_NS  # surely after the update

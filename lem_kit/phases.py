@@ -139,7 +139,7 @@ def _phase(m: Measurement, total: Figure, value: float, noise: float, bound: flo
     if not (value > 0 and noise + bound <= value / 2):
         return Phase(None, ("phases_mixed" if bound > noise else "phase_too_short",), method)
     model = value * max(m.trace.domains[key].relative_error for key in total.keys)
-    return Phase(total._replace(value=value, half_width=math.hypot(noise + bound, model)), (), method)
+    return Phase(total._replace(value=value, half_width=math.hypot(noise + bound, model), model_half=model), (), method)
 
 
 def _method(courses: Sequence[shaping.Shaped], state: int, begin: str, mixed: float) -> str:
@@ -184,7 +184,8 @@ def loads(m: Measurement, share: float = 0.9) -> dict[str, Load] | None:
     if not spans["idle"] and known is not None and all(key in known["power_w"] for key in total.keys):
         powers = [known["power_w"][key] for key in total.keys]
         half = math.hypot(*(p["half_width"] for p in powers))
-        power = total._replace(value=sum(p["watts"] for p in powers), half_width=half)
+        own = sum(p["watts"] * m.trace.domains[key].relative_error for key, p in zip(total.keys, powers))
+        power = total._replace(value=sum(p["watts"] for p in powers), half_width=half, model_half=own)
         parts["idle"] = parts["idle"]._replace(power=power)
     return parts
 
@@ -207,7 +208,7 @@ def _load(m: Measurement, total: Figure, spans: Sequence[tuple[int, int]], token
     codes = tuple(dict.fromkeys(reasons)) if spans else ("too_short",)
     if unknown:
         return Load(seconds, None, None, tokens, codes)
-    energy = total._replace(value=value, half_width=math.sqrt(noise + own**2))
+    energy = total._replace(value=value, half_width=math.sqrt(noise + own**2), model_half=own)
     return Load(seconds, energy, energy.scaled(1 / seconds), tokens, codes)
 
 

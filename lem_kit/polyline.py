@@ -13,8 +13,9 @@ import itertools
 from bisect import bisect_left, bisect_right
 from typing import Any, NamedTuple
 
-from .course import NEARBY_NS, Course, Samples, on_line
+from .course import NEARBY_NS, Course
 from .curve import rising_part
+from .samples import Samples, on_line
 from .trace import Series, Trace
 
 Points = list[tuple[float, float]]

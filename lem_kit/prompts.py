@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .errors import LemError, shown
 from .hub import dataset  # noqa: F401 (users find all of these here)
 from .measurement import Request
 from .synthetic import SYNTHETIC_IDS, conversations, of_trace, shared_prefix, synthetic  # noqa: F401
@@ -30,6 +31,8 @@ from .wording import synthetic_text, synthetic_words  # noqa: F401
 def asking(requests: Iterable[Request], options: Mapping[str, Any]) -> list[Request]:
     """The same requests with further options of the engine's sampling call, whatever their names: an option may be called
     as a parameter of the functions here is, `seed` for one."""
+    if not isinstance(options, Mapping) or not isinstance(requests, Iterable):
+        raise LemError(f"asking() takes requests and a mapping of options: got {shown(requests)} and {shown(options)}.")
     return [dataclasses.replace(r, options={**r.options, **options}) for r in requests]
 
 

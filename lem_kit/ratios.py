@@ -1,15 +1,17 @@
 """The ratio of two configurations in one metric, with its interval and what that is made of.
 
 The one idea: what makes a ratio uncertain is what differed from one pair to the next, so from several pairs its interval is
-Student's of the mean logarithm of their ratios (paired t), which whatever drifts slowly leaves alone. From one pair it is
-what each measurement knows of itself, and each interval says which.
+Student's of the mean logarithm of their ratios (paired t), which whatever drifts slowly leaves alone. Pairs that agree by
+luck know no more than their meters, so the doubt of these is added. From one pair it is what each measurement knows of
+itself, and each interval says which.
 
     pairs       exp(mean d ± t s / sqrt(n)),  d = ln(b_i / a_i)
-    one pair    ratio * exp(± hypot(u_a / a, u_b / b)),  u: half-widths of the two figures; none where one reaches 0
+    of energy   exp(mean d ± hypot(t s / sqrt(n), sqrt(sum own^2) / n, alike_a, alike_b)),  `Doubt` of all 2 n runs
+    one pair    ratio * exp(± hypot(u_a / a, u_b / b)),  u: half-widths of the two figures
     latencies of one pair    bootstrap over requests or static batches, with all their repeats, alike on both sides
 
-A model's error, and what integrated power may miss, are not in the scatter of pairs and are added; so is the gain of two
-boards, where there are two: on one board it cancels.
+The gain of two boards is added, too; on one board it cancels. There is no interval where an energy's own reaches 0, and none
+where nothing scatters at all: no two runs are alike to the last digit, so that scatter was not seen.
 
 Not covered: whether the two may be compared at all (`comparable`), and the whole of it (`comparison`).
 """
@@ -43,6 +45,18 @@ LATENCIES: dict[str, tuple[Callable[[Completion], Any], str]] = {
     "e2e_s_p50": (latency.e2e_s, "median end-to-end latency"),
 }
 WIDEST = math.log(20)  # an interval that reaches further than to 20 times the ratio says nothing
+LEAST = 1e-9  # one that is narrower than a nanosecond in a second is rounding
+REACHES_0 = "an energy's interval reaches 0"
+NO_SCATTER = "they do not scatter in any digit, so how much they may is not known"
+
+
+class Doubt(NamedTuple):
+    """What the meters leave in doubt of a run's total, as half-widths and shares of it. `own` is another in each run: where
+    between a counter's updates the edges of its repeats lay. `alike` may be one and the same in every run of a side: a
+    model's error, and what the samples of integrated power miss of a load that always takes the same course."""
+
+    own: float
+    alike: float
 
 
 class Ratio(NamedTuple):
@@ -65,7 +79,7 @@ class Ratio(NamedTuple):
         if self.ratio is None:
             return "–"
         half = (self.high - self.low) / 2 if self.low is not None and self.high is not None else 0.0
-        digits = min(max(1 - math.floor(math.log10(half)), 0), 6) if half > 0 else None
+        digits = min(max(1 - math.floor(math.log10(half)), 0), 12) if half > 0 else None
         told = [f"{x:.4g}" if digits is None else f"{x:.{digits}f}" for x in self[4:7] if x is not None]
         return told[0] + (f" [{', '.join(told[1:])}]" if told[1:] else "")
 
@@ -80,45 +94,67 @@ def of_energy(name: str, pairs: Pairs, forbidden: str) -> Ratio:
     a, b = (_geometric([pair[side].value for pair in figures]) for side in (0, 1))
     if forbidden:
         return Ratio(name, told, a, b, None, None, None, "", forbidden)
-    beyond, two_boards = systematic(pairs), gains(pairs)
+    meters, beyond, two_boards = [of_meters(m) for pair in pairs for m in pair], common(pairs), gains(pairs)
     if len(pairs) > 1:
-        half, from_ = _paired([(x.value, y.value) for x, y in figures]), f"{len(pairs)} pairs"
-        half = math.hypot(half, beyond)
+        reach = [math.hypot(*doubt) for doubt in meters]
+        half = math.hypot(_paired([(x.value, y.value) for x, y in figures]), _mean([m.own for m in meters]), beyond)
+        from_ = f"{len(pairs)} pairs" + (" and their meters' intervals" if any(m.own for m in meters) else "")
     else:
-        half = math.hypot(*(f.half_width / f.value for f in figures[0]))
+        reach = [f.half_width / f.value for f in figures[0]]
+        half = math.hypot(*reach)
         repeats = [len(m.repeats) for m in pairs[0]]
         from_ = (
             f"{repeats[0]} and {repeats[1]} repeats of one run each"
             if min(repeats) > 1
             else "the meters' intervals alone, without what differs from run to run"
         )
+    if max(reach) >= 1:
+        return Ratio(name, told, a, b, b / a, None, None, "", REACHES_0)
     if beyond:
         from_ += ", and what their method may be off by"
     if two_boards:
         half, from_ = math.hypot(half, two_boards), from_ + ", and the gain of two boards' sensors"
-    if len(pairs) == 1 and any(f.half_width >= f.value for f in figures[0]):
-        return Ratio(name, told, a, b, b / a, None, None, "", "the interval of one of the two reaches 0")
     return _with(name, told, a, b, half, from_)
 
 
 def _with(name: str, told: str, a: float, b: float, half: float, from_: str) -> Ratio:
-    """The ratio within exp(± half); without an interval where that would say nothing."""
+    """The ratio within exp(± half); without an interval where that would say nothing, or more than can be known."""
     if not half < WIDEST:
-        return Ratio(name, told, a, b, b / a, None, None, "", "they scatter by more than the figures themselves")
+        why = "they scatter, or are in doubt, by more than the figures themselves"
+        return Ratio(name, told, a, b, b / a, None, None, "", why)
+    if half <= LEAST:
+        return Ratio(name, told, a, b, b / a, None, None, "", NO_SCATTER)
     return Ratio(name, told, a, b, b / a, b / a * math.exp(-half), b / a * math.exp(half), from_)
 
 
-def systematic(pairs: Pairs) -> float:
-    """The part of the totals' relative error that is alike in every repeat of a run, but need not be in one of the other
-    side, so that neither repeats nor pairs make it smaller."""
+def of_meters(m: Measurement) -> Doubt:
+    """What the meters alone leave in doubt, without the spread between repeats; it adds up as `totals.energy_j` has it."""
+    total = totals.energy_j(m)
+    if total is None:
+        return Doubt(0.0, 0.0)
+    own, missed, model = 0.0, 0.0, 0.0
+    for window in m.repeats or (m,):
+        for e in (window.energy[key] for key in total.keys):
+            off = m.trace.domains[e.key].relative_error * (e.joules or 0.0) if e.key in m.trace.domains else 0.0
+            noise = max((e.uncertainty_j or 0.0) ** 2 - off**2, 0.0)
+            own, missed = (own, missed + noise) if e.method == "integral" else (own + noise, missed)
+            model += off
+    return Doubt(math.sqrt(own) / total.value, math.hypot(math.sqrt(missed), model) / total.value)
 
-    def of(m: Measurement) -> float:
-        total = totals.energy_j(m)
-        return max(
-            (m.trace.domains[k].relative_error for k in (total.keys if total else ()) if k in m.trace.domains), default=0
-        )
 
-    return math.hypot(*(max(of(pair[side]) for pair in pairs) for side in (0, 1)))
+def common(pairs: Pairs) -> float:
+    """What is alike in every run of a side, but need not be in those of the other, so that pairs do not make it smaller."""
+    return math.hypot(*(max(of_meters(pair[side]).alike for pair in pairs) for side in (0, 1)))
+
+
+def reaches_0(pairs: Pairs) -> bool:
+    """Whether the meters of one run cannot tell its energy from none."""
+    return any(math.hypot(*of_meters(m)) >= 1 for pair in pairs for m in pair)
+
+
+def _mean(own: Sequence[float]) -> float:
+    """What independent doubts about both runs of each pair make of the mean of the pairs: root of their squares / pairs."""
+    return math.hypot(*own) / (len(own) / 2)
 
 
 def gains(pairs: Pairs) -> float:
@@ -168,6 +204,8 @@ def of_latency(name: str, pairs: Pairs, kept: set[int] | None = None) -> Ratio:
     if found is None:
         why = f"fewer than {statistics.LEAST_SAMPLES} requests or batches"
         return Ratio(name, told, a, b, b / a, None, None, "", why)
+    if found[1] - found[0] <= LEAST * b / a:
+        return Ratio(name, told, a, b, b / a, None, None, "", NO_SCATTER)
     from_ = f"{len(each[0][0])} requests of one run each, without what differs from run to run"
     return Ratio(name, told, a, b, b / a, *found, from_)
 
@@ -225,21 +263,26 @@ def _drawn_ratio(a: list[list[float]], b: list[list[float]], alike: bool) -> tup
 def of_shares(pairs: Pairs, kept: set[int]) -> Ratio:
     """Energy per output token of these requests, by the shares of the total that fell to each."""
     name, told = "j_per_output_token", "energy per output token, shared by tokens"
-    values, halves = [], []
-    for pair in pairs:
-        for m in pair:
-            shares, count = attribution.per_request(m), max(len(comparable.first_repeat(m)), 1)
-            mine = [i for i in range(len(m.completions)) if i % count in kept]
-            joules = sum(shares.joules[i] for i in mine) if shares else 0.0
-            tokens = sum(m.completions[i].output_tokens for i in mine)
-            if shares is None or not joules > 0 or not tokens:
-                return Ratio(name, told, None, None, None, None, None, "")
-            values.append(joules / tokens)
-            halves.append(sum(shares.half_width[i] for i in mine) / joules)  # they may all err to one side
+    values, halves, own = [], [], []
+    for m in (m for pair in pairs for m in pair):
+        shares, count = attribution.per_request(m), max(len(comparable.first_repeat(m)), 1)
+        mine = [i for i in range(len(m.completions)) if i % count in kept]
+        joules = sum(shares.joules[i] for i in mine) if shares else 0.0
+        tokens = sum(m.completions[i].output_tokens for i in mine)
+        if shares is None or not joules > 0 or not tokens:
+            return Ratio(name, told, None, None, None, None, None, "")
+        values.append(joules / tokens)
+        halves.append(sum(shares.half_width[i] for i in mine) / joules)  # they may all err to one side
+        own.append(math.sqrt(max(halves[-1] ** 2 - of_meters(m).alike ** 2, 0.0)))
     each = list(zip(values[::2], values[1::2]))
     a, b = (_geometric([pair[side] for pair in each]) for side in (0, 1))
-    half, from_ = (_paired(each), f"{len(each)} pairs") if len(each) > 1 else (math.hypot(*halves), "the shares' intervals")
-    return _with(name, told, a, b, math.hypot(half, systematic(pairs), gains(pairs)), from_)
+    if max(halves) >= 1:
+        return Ratio(name, told, a, b, b / a, None, None, "", REACHES_0)
+    half, from_ = math.hypot(*halves), "the shares' intervals"
+    if len(each) > 1:
+        half = math.hypot(_paired(each), _mean(own), common(pairs))
+        from_ = f"{len(each)} pairs and {from_}"
+    return _with(name, told, a, b, math.hypot(half, gains(pairs)), from_)
 
 
 def _paired(values: Sequence[tuple[float, float]]) -> float:

@@ -61,10 +61,10 @@ def table(runs: Sequence[Measurement]) -> pd.DataFrame:
             {
                 "run": name,
                 "status": m.status,
-                "J per output token": ABSENT if per_token is None else metrics.quantity(*per_token[:2], ""),
+                "J per output token": ABSENT if per_token is None else per_token.told(""),
                 "method": ABSENT if per_token is None else per_token.method,
                 "covers": ABSENT if per_token is None else ", ".join(per_token.scopes),
-                "mean power, W": ABSENT if power is None else metrics.quantity(*power[:2], ""),
+                "mean power, W": ABSENT if power is None else power.told(""),
                 "TTFT median, ms": _ms(m, metrics.ttft_s),
                 "TPOT median, ms": _ms(m, metrics.tpot_s),
                 "output tokens/s": _number(metrics.output_tokens_per_s(m)),

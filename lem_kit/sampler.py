@@ -18,6 +18,8 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from .energy import EnergySource, Reading, failure_code
 from .errors import LemError
@@ -37,19 +39,19 @@ TOGETHER_NS = 1_000_000
 
 @dataclass
 class Job:
-    """Something to read: the counters of a source, or of one `domain` of it; or else its gauges and samples (`side`)."""
+    """Something to read: the counters of a source, or of one `domain` of it; or else its "gauges" or "samples" (`side`)."""
 
     source: EnergySource
     interval_ns: int
     domain: str | None = None
     pace: Pace | None = None
-    side: bool = False
+    side: str = ""
     due_ns: int = 0
     begun_ns: int = 0  # when it was last begun
     told_ns: int = 0  # when the last one that has ended was begun, also if it failed
     wanted_ns: int = 0  # set by other threads: do it once more after this instant
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.source.name if self.domain is None else f"{self.source.name}:{self.domain}"
 
@@ -90,14 +92,19 @@ class Sampler:
         if hasattr(source, "read_one"):
             own_ns = int(self.interval_s * 1e9)
             jobs = [Job(source, interval_ns, domain, Pace(own_ns)) for domain in source.domains]
-        if hasattr(source, "gauges") or hasattr(source, "samples"):
-            side_ns = int(max(getattr(source, "gauges_interval_s", 0.0), self.interval_s) * 1e9)
-            jobs.append(Job(source, side_ns, side=True))
+        for side in ("gauges", "samples"):
+            if hasattr(source, side):
+                side_ns = int(max(getattr(source, f"{side}_interval_s", 0.0), self.interval_s) * 1e9)
+                jobs.append(Job(source, side_ns, side=side))
         return jobs
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._loop, name="lem-sampler", daemon=True)
         self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None
 
     def stop(self) -> None:
         """End the thread and close every source. May be called twice.
@@ -149,7 +156,7 @@ class Sampler:
         failed = False
         try:
             if job.side:
-                self._note_side(job.source)
+                self._note_side(job.source, job.side)
             elif job.domain is None:
                 self._note_readings(job.source, job.source.read())
                 for domain, sentence in getattr(job.source, "failures", {}).items():
@@ -177,29 +184,28 @@ class Sampler:
         with self._changed:
             for domain, reading in readings.items():
                 key = f"{source.name}:{domain}"
-                self.trace.domains.setdefault(key, source.domains[domain])
-                series = self.trace.counters.get(key, Series())
+                series = self.trace.counters.get(key)
+                if series is None:
+                    self.trace.domains.setdefault(key, source.domains[domain])
+                    series = Series()
                 if not series.t_ns or reading.t_ns > series.t_ns[-1]:  # an instant is read once; later it is no news
                     series.append(*reading)
                 self.trace.counters[key] = series  # only now: a series in the trace holds at least one reading
 
-    def _note_side(self, source: EnergySource) -> None:
-        gauges: Mapping[str, float] = getattr(source, "gauges", dict)()
+    def _note_side(self, source: EnergySource, side: str) -> None:
+        found: Mapping[str, Any] = getattr(source, side)()
         now = self._clock()
-        samples: Mapping[str, list[tuple[int, float]]] = getattr(source, "samples", dict)()
         with self._changed:
-            for name, value in gauges.items():
-                if math.isfinite(value):
-                    self._note_gauge(f"{source.name}:{name}", now, value)
-            for name, points in samples.items():
-                for t_ns, value in points:
-                    self._note_gauge(f"{source.name}:{name}", t_ns, value)
-
-    def _note_gauge(self, key: str, t_ns: int, value: float) -> None:
-        series = self.trace.gauges.get(key, Series())
-        if not series.t_ns or t_ns > series.t_ns[-1]:
-            series.append(t_ns, value)
-        self.trace.gauges[key] = series
+            for name, told in found.items():
+                key = f"{source.name}:{name}"
+                series = self.trace.gauges.get(key)
+                if series is None:
+                    series = Series()
+                for t_ns, value in [(now, told)] if side == "gauges" else told:
+                    if math.isfinite(value) and (not series.t_ns or t_ns > series.t_ns[-1]):
+                        series.append(t_ns, value)
+                if series.t_ns:
+                    self.trace.gauges[key] = series
 
     def _failed(self, name: str, code: str, sentence: str) -> None:
         now = self._clock()
@@ -263,12 +269,12 @@ class Sampler:
         if job.pace is None:
             return began >= t_ns and all(self._stepped(key, t_ns) for key in self._stepping(job.source))
         series = self.trace.counters.get(job.name, Series())
-        if job.pace.grid is not None:
-            update_ns = job.pace.grid.at(job.pace.grid.last_before(t_ns) + 1)
+        if (grid := job.pace.grid) is not None:
+            update_ns = grid.at(grid.last_before(t_ns) + 1)
             last = len(series.t_ns) - 1
             while last > 0 and series.value[last] == series.value[last - 1]:
                 last -= 1
-            return bool(series.t_ns) and series.t_ns[last] >= update_ns - job.pace.grid.half_ns
+            return bool(series.t_ns) and series.t_ns[last] >= update_ns - grid.half_ns
         never = bool(series.t_ns) and series.value[0] == series.value[-1]
         fast = job.pace.period_ns is not None and job.pace.period_ns < self.interval_s * 1e9
         return began >= t_ns if never or fast else self._stepped(job.name, t_ns)

@@ -44,6 +44,9 @@ from .trace import Domain, Series, Trace
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
 BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
 FEW_REQUESTS = 30
+LONGEST_START_S = 3.0  # so long a window waits for a source that is still starting,
+LATEST_START_S = 15.0  # unless the session has been open for so long
+FIRST_READINGS_NS = 1_000_000_000  # after this a counter that stands still is one that does
 WARM_REQUESTS = 8  # of a plan without batches
 
 _innermost: ContextVar[Window | None] = ContextVar("lem_kit_window", default=None)
@@ -71,9 +74,7 @@ class Window:
         self.run_id = run_id
         self.config = dict(config)
         self.output_tokens: int | None = None
-        self.parent: Window | None = _innermost.get()
-        while self.parent is not None and self.parent.span.t1_ns is not None:  # left open once, and ended from outside
-            self.parent = self.parent.parent
+        self.parent = _around()
         self.owner = current_owner()
         self.abandoned = False  # ended from outside, with `Session.abandon`
         self.started_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
@@ -144,6 +145,7 @@ class Session:
         self._environment = environment.describe()
         self._clock = clock
         self._closed = False
+        self._opened_s = time.monotonic()
         self._turn: dict[str, Any] = {}  # what `compare` has to say of the measurement that it asks for
         self.open_windows: list[Window] = []  # whose blocks have not ended
         self._waiting: list[Window] = []  # closed, but not looked up yet
@@ -163,6 +165,39 @@ class Session:
             found |= {f"{source.name}:{name}": domain for name, domain in source.domains.items()}
             found |= getattr(source, "integrals", {})
         return found
+
+    @property
+    def starting(self) -> list[str]:
+        """Names of the open sources that are still starting: they have given no reading yet, and no failure, or not two from
+        which it could be told whether their counters count."""
+        return [name for name, failure in self.silent.items() if failure is None]
+
+    @property
+    def silent(self) -> dict[str, str | None]:
+        """The open sources that have told nothing yet, with what they failed with; None for one that is starting."""
+        trace, now_ns = self._sampler.trace, self._clock()
+        counters, told = dict(trace.counters), set()
+        for key, series in counters.items():
+            if series.value[0] != series.value[-1] or now_ns - series.t_ns[0] > FIRST_READINGS_NS:
+                told.add(key.partition(":")[0])
+        counted = {key.partition(":")[0] for key in counters}
+        told |= {key.partition(":")[0] for key in list(trace.gauges)} - counted
+        silent = [name for name in self.sources if name not in told]
+        failed = {name.partition(":")[0]: sentence for _, name, _, sentence in list(trace.failures)} if silent else {}
+        return {name: failed.get(name) for name in silent}
+
+    def wait_for_sources(self, tell: Callable[[list[str]], object] | None = None) -> list[str]:
+        """Wait until no source is starting any more; the names of those that still are after 3 seconds. What has not started
+        15 seconds after the session was opened is waited for no longer. `tell` is called with the names once this takes a
+        time that one notices. A window that is not inside another, and ends waiting for the counters, begins with this."""
+        began_s = time.monotonic()
+        until_s = min(began_s + LONGEST_START_S, self._opened_s + LATEST_START_S)
+        while (names := self.starting) and self._sampler.running and (now_s := time.monotonic()) < until_s:
+            if tell and now_s > began_s + 0.1:
+                tell(names)
+                tell = None
+            time.sleep(0.01)
+        return names
 
     @property
     def trace(self) -> Trace:
@@ -189,13 +224,16 @@ class Session:
     ) -> Iterator[Window]:
         """Measure the block. Its exception is recorded and raised again; the record is saved in either case.
 
-        The outermost window waits at its end for the counters' next update, one refresh period at most. With `wait=False`
-        it returns at once, and the measurement completes itself; `measurement` waits for what is still missing.
+        The outermost window waits before it begins for sources that are still starting (`wait_for_sources`), and at its end
+        for the counters' next update, one refresh period at most. With `wait=False` it does neither, and the measurement
+        completes itself; `measurement` waits for what is still missing.
         """
         if self._closed:
             raise LemError("This session is closed: open another one with lem_kit.Session().")
         if not isinstance(label, str) or not label:
             raise LemError(f"A window's label is a text that is not empty: got {label!r}.")
+        if wait and _around() is None:
+            self.wait_for_sources()
         window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable({**(config or {}), **self._turn}))
         token = _innermost.set(window)
         self.open_windows.append(window)
@@ -265,7 +303,9 @@ class Session:
         kind = baseline.kind_now(kind)
         with self.window(label, kind="idle", config={"seconds": seconds, "baseline": kind}) as window:
             yield window
-        self.baselines[kind] = baseline.of(window.measurement)
+        found = baseline.of(window.measurement)
+        if found["power_w"] or kind not in self.baselines:
+            self.baselines[kind] = found
 
     def run(
         self,
@@ -289,7 +329,7 @@ class Session:
         LemError for input that cannot be run, for a warm-up that fails, and, after saving, when every request failed.
         """
         arrivals = arrivals or traffic.batches(1)
-        requests = list(requests)
+        requests = traffic.listed(requests)
         traffic.check(backend, requests, arrivals)
         until = repeats if isinstance(repeats, RepeatUntil) else None
         most = repeats.max_repeats if isinstance(repeats, RepeatUntil) else repeats
@@ -299,6 +339,7 @@ class Session:
         run_id = self._new_run_id(label, run_id)
         # Before the warm-up: nothing may come between that and the run.
         ids_sha256 = prompts.ids_digest(requests, getattr(backend, "token_ids", None))
+        self.wait_for_sources()
         warm, doubt = self._warm_up(backend, requests[: getattr(arrivals, "size", WARM_REQUESTS)], warmup)
         asked = {
             **(config or {}),
@@ -322,27 +363,28 @@ class Session:
             if doubt:
                 window.reasons.append(doubt)
             for number in range(most):
-                with window.repeat() as span:
-                    sending = traffic.send(backend, requests, arrivals, number, window.progress)
-                    done = traffic.run_blocking(lag.during(sending))
-                span.output_tokens = sum(c.output_tokens for c in done)
-                completions += done
+                done: dict[int, Completion] = {}
+                try:
+                    with window.repeat() as span:
+                        sending = traffic.send(backend, requests, arrivals, number, window.progress, done)
+                        traffic.run_blocking(lag.during(sending))
+                except BaseException:
+                    rest = tuple(done[i] for i in sorted(done))
+                    window.facts |= {"broken_off" if window.repeats else "completions": rest, "loop_lag_s": lag.worst_s}
+                    window.reasons += _doubts(rest if not window.repeats else completions, arrivals, len(requests))
+                    raise
+                completions += (done[i] for i in range(len(requests)))
+                span.output_tokens = sum(c.output_tokens for c in done.values())
                 window.facts.update(completions=tuple(completions), loop_lag_s=lag.worst_s)
                 if until and (known_well := _known_well(window, until)):
                     break
             if until and not known_well:
                 window.reasons.append("interval_not_reached")
+            window.reasons += _doubts(completions, arrivals, len(requests))
             errors = [c.error for c in completions if c.error is not None]
-            if errors:
-                window.reasons.append("requests_failed")
-            if len(completions) < FEW_REQUESTS:
-                window.reasons.append("few_requests")
-            open_loop = arrivals.schedule(len(requests)) is not None
-            if open_loop and metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
-                window.reasons.append("dispatch_late")
             if len(errors) == len(completions):
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
-                raise LemError(f"Every request failed, the first with {errors[0]}.{where}")
+                raise LemError(f"Every request failed, the first with {errors[0].rstrip('.')}.{where}")
         return window.measurement
 
     def compare(
@@ -360,17 +402,14 @@ class Session:
             session.compare(lambda: session.run(small, requests), lambda: session.run(large, requests))
 
         Each record tells of its turn: `compare_id`, `compare_name`, `compare_pair`, `compare_turn`, and `compare_after`, the
-        run before it in its pair. An interrupt leaves those that were made in `measurements`. LemError as `lem_kit.compare`.
+        run before it in its pair. An interrupt leaves those that were made in `measurements`. LemError as `lem_kit.compare`,
+        for what is mistyped before anything is measured.
         """
 
-        def make(side: int, facts: dict[str, Any]) -> Measurement:
+        def tell(facts: dict[str, Any]) -> None:
             self._turn = facts
-            try:
-                return (a, b)[side]()
-            finally:
-                self._turn = {}
 
-        return in_turns(make, until or repeat_until(), names, allow)
+        return in_turns((a, b), tell, repeat_until() if until is None else until, names, allow)
 
     def _warm_up(self, backend: Backend, requests: list[Request], rounds: int | None) -> tuple[list[Completion], str | None]:
         together = traffic.burst() if backend.concurrent else traffic.batches(len(requests))
@@ -379,7 +418,7 @@ class Session:
             others = prompts.disguised(requests, seed=number)
             done = traffic.run_blocking(traffic.send(backend, others, together, repeat=-1))
             if error := next((c.error for c in done if c.error is not None), None):
-                raise LemError(f"The warm-up failed, so nothing was measured: {error}.")
+                raise LemError(f"The warm-up failed, so nothing was measured: {error.rstrip('.')}.")
             return done
 
         if rounds is None:
@@ -430,8 +469,9 @@ class Session:
         if not opened:
             reasons.append("no_source")
         trace.domains.update(self.domains)
+        silent = self.silent
         for source in self._sampler.sources:
-            if not source.domains and not getattr(source, "integrals", {}):
+            if not source.domains and not getattr(source, "integrals", {}) and silent.get(source.name) is None:
                 reasons.append("source_starting")
             reasons += remarks(source)
         reasons += validity.of_gauges(trace, window.span.t0_ns, t1_ns)
@@ -454,7 +494,7 @@ class Session:
             output_tokens=window.output_tokens,
             config=jsonable(window.config),
             sources=jsonable(opened),
-            unavailable=dict(self.unavailable),
+            unavailable={**self.unavailable, **{name: failure for name, failure in silent.items() if failure}},
             environment={**self._environment, "versions": environment.loaded_versions()},
             reasons=tuple(dict.fromkeys(reasons)),
             baselines={} if window.kind == "idle" else dict(self.baselines),
@@ -499,12 +539,31 @@ class Session:
         return f"Session: {', '.join(self.sources) or 'no source'}; {len(self.measurements)} measurements, {kept}{missing}"
 
 
+def _around() -> Window | None:
+    """The window that one which is opened now would be inside."""
+    window = _innermost.get()
+    while window is not None and window.span.t1_ns is not None:  # left open once, and ended from outside
+        window = window.parent
+    return window
+
+
 def current_owner() -> asyncio.Task[Any] | threading.Thread:
     """Who opens a window that is opened now: the task that runs, or else the thread."""
     try:
         return asyncio.current_task() or threading.current_thread()
     except RuntimeError:  # no event loop is running
         return threading.current_thread()
+
+
+def _doubts(completions: Sequence[Completion], arrivals: traffic.Arrivals, count: int) -> list[str]:
+    """Codes for what the completions of a run, `count` requests to a repeat, tell against its figures."""
+    codes = ["requests_failed"] if any(c.error is not None for c in completions) else []
+    if 0 < len(completions) < FEW_REQUESTS:
+        codes.append("few_requests")
+    open_loop = arrivals.schedule(count) is not None
+    if open_loop and metrics.dispatched_late(completions, getattr(arrivals, "concurrency", None)):
+        codes.append("dispatch_late")
+    return codes
 
 
 def _known_well(window: Window, until: RepeatUntil) -> bool:

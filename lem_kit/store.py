@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 # Record versions that `load` can read besides the present one.
-READABLE: tuple[int, ...] = (2,)
+READABLE: tuple[int, ...] = (2, 3)
 
 
 def check_run_id(run_id: str) -> None:
@@ -142,10 +142,11 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _events(m: Measurement) -> dict[str, Any]:
-    """Token events as columns; `request` counts the completions of the warm-up first, then the measured ones."""
+    """Token events as columns; `request` counts the completions of the warm-up first, then the measured ones, then those of
+    a repeat that was broken off."""
     import pyarrow as pa
 
-    rows = [(i, c.repeat, *e) for i, c in enumerate((*m.warmup, *m.completions)) for e in c.events]
+    rows = [(i, c.repeat, *e) for i, c in enumerate((*m.warmup, *m.completions, *m.broken_off)) for e in c.events]
     columns = list(zip(*rows)) if rows else [()] * 4
     return {name: pa.array(column, pa.int64()) for name, column in zip(("request", "repeat", "t_ns", "n_tokens"), columns)}
 
@@ -171,7 +172,7 @@ def _columns(trace: Trace) -> dict[str, Any]:
 def _record(m: Measurement) -> dict[str, Any]:
     """Everything but events and readings, as strict JSON."""
     record = {f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name != "trace"}
-    for name in ("warmup", "completions"):
+    for name in ("warmup", "completions", "broken_off"):
         record[name] = [{k: v for k, v in dataclasses.asdict(c).items() if k != "events"} for c in record[name]]
     record["energy"] = {key: dataclasses.asdict(e) for key, e in m.energy.items()}
     record["repeats"] = [dataclasses.asdict(r) for r in m.repeats]
@@ -192,7 +193,8 @@ def _measurement(record: dict[str, Any], events: Mapping[str, Any], readings: Ma
     for request, t_ns, n_tokens in zip(*(events[name].to_numpy().tolist() for name in ("request", "t_ns", "n_tokens"))):
         rows.setdefault(request, []).append((t_ns, n_tokens))
     warm = len(record["warmup"])
-    asked = record["warmup"] + record["completions"]
+    ended = warm + len(record["completions"])
+    asked = record["warmup"] + record["completions"] + record.get("broken_off", [])
     done = [Completion(**fields, events=tuple(rows.get(i, ()))) for i, fields in enumerate(asked)]
     return Measurement(
         **{
@@ -200,7 +202,8 @@ def _measurement(record: dict[str, Any], events: Mapping[str, Any], readings: Ma
             "energy": _energies(record["energy"]),
             "repeats": tuple(Repeat(**{**r, "energy": _energies(r["energy"])}) for r in record["repeats"]),
             "warmup": tuple(done[:warm]),
-            "completions": tuple(done[warm:]),
+            "completions": tuple(done[warm:ended]),
+            "broken_off": tuple(done[ended:]),
             "reasons": tuple(record["reasons"]),
             "trace": _trace(record["trace"], readings),
         }

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import traces
-from .errors import LemError
-from .lengths import Lengths, drawn
+from .errors import LemError, shown
+from .lengths import Lengths, drawn, whole
 from .measurement import Request
 
 # Ids from here on are ordinary tokens in every vocabulary we know; below lie control tokens. The upper end is the
@@ -99,7 +100,7 @@ def conversations(
     """
     counted("conversations() makes", count)
     if system_tokens != 0:
-        drawn(system_tokens, 1, seed, "system_tokens")
+        whole("system_tokens=", system_tokens)
     lasting = drawn(turns, count, seed, "turns")
     inputs = iter(drawn(input_tokens, sum(lasting), seed, "input_tokens"))
     outputs = iter(drawn(output_tokens, sum(lasting), seed, "output_tokens"))
@@ -160,6 +161,8 @@ class Ids:
     """A stream of random ids. The ids themselves are shared: a million of them costs the memory of its references."""
 
     def __init__(self, seed: int, ids: range) -> None:
+        if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
+            raise LemError(f"ids= takes a range or a list of token ids: got {shown(ids)}.")
         if not len(ids):
             raise LemError(f"ids= holds no token id to draw from: {ids}.")
         self._pool = list(ids)
@@ -181,10 +184,10 @@ def request(prompt: tuple[int, ...], new: int, options: dict[str, Any], **identi
 
 def seeded(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise LemError(f"seed= takes a whole number, so that the same prompts can be drawn again: got {seed!r}.")
+        raise LemError(f"seed= takes a whole number, so that the same prompts can be drawn again: got {shown(seed)}.")
     return seed
 
 
 def counted(who: str, count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise LemError(f"{who} a whole number of at least one: got {count!r}.")
+        raise LemError(f"{who} a whole number of at least one: got {shown(count)}.")

@@ -8,17 +8,19 @@ Not covered: data sets (`hub`), chats with images or tools.
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .chats import Form, Said, as_text, said
-from .errors import LemError, nearest
+from .errors import LemError, nearest, shown
 from .measurement import Request
-from .synthetic import counted
+from .synthetic import counted, seeded
 
 Item = TypeVar("Item")
 
@@ -27,6 +29,8 @@ def texts(prompts: Iterable[str], max_new_tokens: int = 64, fixed_length: bool =
     """One request per text."""
     if isinstance(prompts, str):
         raise LemError("texts() takes a list of texts, and this is one text: write [text].")
+    if isinstance(prompts, (bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise LemError(f"texts() takes a list of texts: got {shown(prompts)}.")
     return [Request(prompt=p, max_new_tokens=max_new_tokens, fixed_length=fixed_length, options=options) for p in prompts]
 
 
@@ -85,26 +89,52 @@ def sharegpt(
     return of_conversations(spoken, form, str(path), count, seed)
 
 
-def written(kind: str | None = None, max_new_tokens: int = 64, fixed_length: bool = False, **options: Any) -> list[Request]:
+def written(
+    kind: str | None = None,
+    max_new_tokens: int = 64,
+    fixed_length: bool = False,
+    count: int | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> list[Request]:
     """The prompts that come with lem_kit, of one kind or all: the files of data/prompts, one for each kind.
 
-    A line holds "id", "kind" and "prompt". In a conversation it also has "conversation", "turn" and the "answer" with which
-    the next turn goes on; its request carries all that was said before. LemError names the kinds there are.
+    `count` of them: the first of each kind, the second of each kind and so on, or, with a `seed`, drawn. Turns of a
+    conversation stay in their order. A line holds "id", "kind" and "prompt". In a conversation it also has "conversation",
+    "turn" and the "answer" with which the next turn goes on; its request carries all that was said before. LemError names
+    the kinds there are.
     """
     kinds = {path.stem: path for path in sorted(_written_folder().glob("*.jsonl"))}
+    if kind is not None and not isinstance(kind, str):
+        raise LemError(f"kind= takes the name of one kind, not {shown(kind)}: there are: {', '.join(kinds)}.")
     if kind is not None and kind not in kinds:
-        raise LemError(f"There are no prompts of the kind '{kind}': {nearest(str(kind), kinds)}")
+        raise LemError(f"There are no prompts of the kind '{kind}': {nearest(kind, kinds)}")
+    of_kind = [
+        _of_file(path, max_new_tokens, fixed_length, options) for path in (kinds.values() if kind is None else [kinds[kind]])
+    ]
+    if count is None and seed is None:
+        return [request for requests in of_kind for request in requests]
+    by_turns = [request for row in itertools.zip_longest(*of_kind) for request in row if request is not None]
+    some = chosen(by_turns, count, seed, "The files of lem_kit hold {} prompts")
+    in_order = {r.conversation: iter(sorted(_turns(some, r.conversation), key=lambda r: r.turn or 0)) for r in some}
+    return [r if r.conversation is None else next(in_order[r.conversation]) for r in some]
+
+
+def _turns(requests: Iterable[Request], conversation: str | None) -> list[Request]:
+    return [r for r in requests if r.conversation == conversation]
+
+
+def _of_file(path: Path, max_new_tokens: int, fixed_length: bool, options: dict[str, Any]) -> list[Request]:
     made: list[Request] = []
-    for path in kinds.values() if kind is None else [kinds[kind]]:
-        history: list[Said] = []
-        for _, line in _lines(path):
-            if "conversation" not in line:
-                made += texts([line["prompt"]], max_new_tokens, fixed_length, **options)
-                continue
-            history = [*(history if line["turn"] else ()), Said("user", line["prompt"])]
-            identity = {"conversation": line["conversation"], "turn": line["turn"]}
-            made.append(Request(as_text(history), None, max_new_tokens, fixed_length, options, **identity))
-            history.append(Said("assistant", line.get("answer", "")))
+    history: list[Said] = []
+    for _, line in _lines(path):
+        if "conversation" not in line:
+            made += texts([line["prompt"]], max_new_tokens, fixed_length, **options)
+            continue
+        history = [*(history if line["turn"] else ()), Said("user", line["prompt"])]
+        identity = {"conversation": line["conversation"], "turn": line["turn"]}
+        made.append(Request(as_text(history), None, max_new_tokens, fixed_length, options, **identity))
+        history.append(Said("assistant", line.get("answer", "")))
     return made
 
 
@@ -118,7 +148,7 @@ def chosen(items: Sequence[Item], count: int | None, seed: int | None, holds: st
         if count > len(items):
             raise LemError(f"{holds.format(len(items))}, and {count} were asked for: ask for {len(items)} or fewer.")
     if seed is not None:
-        return random.Random(seed).sample(list(items), len(items) if count is None else count)
+        return random.Random(seeded(seed)).sample(list(items), len(items) if count is None else count)
     return list(items[:count])
 
 
@@ -147,6 +177,8 @@ def _written_folder() -> Path:
 
 
 def _text_of(path: str | Path) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise LemError(f"The path of a prompts file is a text: got {shown(path)}.")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from . import bands, metrics
 from .curve import mean_power_w
+from .errors import LemError, shown
 from .measurement import Completion, Measurement
 from .plots import plain, styled, subplots
 from .trace import Series
@@ -50,10 +51,13 @@ class Curve(NamedTuple):
 
 def plot(m: Measurement, title: str | None = None) -> Any:
     """The figure of one measurement, under 300 kB whatever its length; Unavailable where plotly is not installed."""
+    if title is not None and not isinstance(title, str):
+        raise LemError(f"plot(title=) takes a text: got {shown(title)}.")
     powers = {key: points for key in m.trace.domains if (points := _seen(m, mean_power_w(m.trace, key)))}
     gauges = {key: points for key, series in m.trace.gauges.items() if (points := _gauge(m, key, series))}
     share = max(MOST_POINTS // max(len(powers) + len(gauges), 1), 40)
-    rows = ["power", *(["gauges"] if gauges else []), *(["requests"] if m.completions else [])]
+    lanes = (*m.completions, *m.broken_off)
+    rows = ["power", *(["gauges"] if gauges else []), *(["requests"] if lanes else [])]
     figure = subplots(
         rows=len(rows), cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[_PIXELS[row] for row in rows],
         specs=[[{"secondary_y": row == "gauges"}] for row in rows],
@@ -63,8 +67,9 @@ def plot(m: Measurement, title: str | None = None) -> Any:
     lines = [_energy(m)]
     if gauges:
         thinned |= _draw_gauges(figure, m, gauges, share, rows.index("gauges") + 1)
-    if m.completions:
-        lines += _draw_lanes(figure, m, rows.index("requests") + 1)
+    if lanes:
+        lines += _draw_lanes(figure, m, lanes, rows.index("requests") + 1)
+    lines += _no_lanes(m, len(lanes))
     if thinned:
         lines.append("Curves are thinned: the least and the most of each stretch are kept.")
     if m.completions and not phases:
@@ -220,15 +225,15 @@ def _draw_gauges(figure: Any, m: Measurement, gauges: Mapping[str, Points], shar
 # --- requests -----------------------------------------------------------------------------------------------------------
 
 
-def _draw_lanes(figure: Any, m: Measurement, row: int) -> list[str]:
+def _draw_lanes(figure: Any, m: Measurement, lanes: Sequence[Completion], row: int) -> list[str]:
     """A lane per request, of at most `MOST_LANES` in even steps; what is to be said of them."""
-    n = len(m.completions)
+    n = len(lanes)
     shown = range(n) if n <= MOST_LANES else [k * n // MOST_LANES for k in range(MOST_LANES)]
     width = max(1.5, min(9.0, 70 / len(shown)))
     waiting: tuple[Any, Any, Any] = ([], [], [])
     decoding: tuple[Any, Any, Any] = ([], [], [])
     for i in shown:
-        c = m.completions[i]
+        c = lanes[i]
         first = c.events[0][0] if c.events else c.done_ns
         _stretch(waiting, m, i, c.dispatch_ns, first, _wait_text(i, c))
         if len(c.events) > 1:
@@ -239,18 +244,33 @@ def _draw_lanes(figure: Any, m: Measurement, row: int) -> list[str]:
                 x=x, y=y, text=text, name=name, mode="lines", line={"color": colour, "width": width},
                 hovertemplate="%{text}<extra></extra>", row=row, col=1,
             )  # fmt: skip
-    failed = [(i, c) for i, c in enumerate(m.completions) if c.error is not None]
-    if failed:
-        figure.add_scatter(
-            x=[_s(m, c.done_ns) for _, c in failed[:MOST_LANES]], y=[i for i, _ in failed[:MOST_LANES]], name="failed",
-            text=[plain(f"request {i} failed: {(c.error or '')[:160]}") for i, c in failed[:MOST_LANES]], mode="markers",
-            marker={"symbol": "x", "size": 9, "color": "#CC0000"}, hovertemplate="%{text}<extra></extra>", row=row, col=1,
-        )  # fmt: skip
+    lines = []
+    for name, text, colour in (("failed", "{} failed: {}", "#CC0000"), ("interrupted", "{} interrupted", "#E69F00")):
+        ended = [
+            (i, c) for i, c in enumerate(lanes) if c.error is not None and (c.error == "interrupted") is (name != "failed")
+        ]
+        few = ended[:MOST_LANES]
+        if ended:
+            figure.add_scatter(
+                x=[_s(m, c.done_ns) for _, c in few], y=[i for i, _ in few], name=name, mode="markers",
+                text=[plain(f"request {text.format(i, (c.error or '')[:160])}") for i, c in few],
+                marker={"symbol": "x", "size": 9, "color": colour}, hovertemplate="%{text}<extra></extra>", row=row, col=1,
+            )  # fmt: skip
+            verb = name if name == "failed" else f"{'was' if len(ended) == 1 else 'were'} {name}"
+            marked = f", {MOST_LANES} of them marked" if len(ended) > MOST_LANES else ""
+            lines.append(f"{len(ended):,} of {n:,} requests {verb}{marked}.")
     ticks = {"nticks": 5} if n > 5 else {"tickvals": list(range(n))}
     figure.update_yaxes(title="request", range=[n - 0.5, -0.5], tickformat=",d", row=row, col=1, **ticks)
-    marked = f", {MOST_LANES} of them marked" if len(failed) > MOST_LANES else ""
-    lines = [f"{len(failed):,} of {n:,} requests failed{marked}."] if failed else []
     return lines + ([f"Lanes: {MOST_LANES} of {n:,} requests, in even steps."] if n > MOST_LANES else [])
+
+
+def _no_lanes(m: Measurement, lanes: int) -> list[str]:
+    """Of a run that did not end well: requests that it asked for and never handed over."""
+    asked = m.config.get("requests"), m.config.get("repeats", 1)
+    if m.status == "ok" or m.kind != "run" or not all(isinstance(n, int) for n in asked):
+        return []
+    planned = asked[0] * asked[1]
+    return [f"{planned - lanes:,} of {planned:,} requests were never handed over: no lanes."] if planned > lanes else []
 
 
 def _stretch(columns: tuple[Any, Any, Any], m: Measurement, lane: int, start: int, end: int, text: str) -> None:
@@ -282,7 +302,7 @@ def _energy(m: Measurement) -> str:
     if total is None:
         return "Energy: not known."
     of = f" of {len(m.repeats)} repeats" if len(m.repeats) > 1 else ""
-    energy = metrics.quantity(total.value, total.half_width, "J")
+    energy = total.told("J")
     return f"{energy}{of}, {metrics.METHODS[total.method]}; covers {', '.join(total.scopes)}."
 
 

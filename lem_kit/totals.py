@@ -39,9 +39,22 @@ class Figure(NamedTuple):
     keys: tuple[str, ...]  # "source:domain" of every part
     method: str  # the worst method among the parts
     scopes: tuple[str, ...]
+    model_half: float = 0.0  # of the half-width, what a model's own error is: alike in every window, whatever its length
 
     def scaled(self, factor: float) -> Figure:
-        return self._replace(value=self.value * factor, half_width=self.half_width * factor)
+        return self._replace(
+            value=self.value * factor, half_width=self.half_width * factor, model_half=self.model_half * factor
+        )
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval, without a model's own error, stays clear of 0."""
+        return self.half_width**2 - self.model_half**2 < self.value**2
+
+    def told(self, unit: str) -> str:
+        """ "12.34 ± 0.42 J", or "not resolved (below 1.9 J)"."""
+        of = quantity if self.resolved else unresolved
+        return of(self.value, self.half_width, unit)
 
 
 def chosen(energy: Mapping[str, Energy], allow_model: bool = False) -> list[Energy]:
@@ -95,7 +108,7 @@ def _summed_j(m: Measurement, allow_model: bool, idle_w: Mapping[str, float]) ->
     spread = student_t(n - 1) * stdev(sums) * math.sqrt(n) if n > 1 else 0.0
     half = math.sqrt(spread**2 + sum(noise) + sum(systematic) ** 2)
     worst = max((e.method for e in per_window[0]), key=PREFERENCE.index)
-    return Figure(sum(sums), half, keys, worst, tuple(sorted({e.scope for e in per_window[0]})))
+    return Figure(sum(sums), half, keys, worst, tuple(sorted({e.scope for e in per_window[0]})), sum(systematic))
 
 
 def _systematic_j(m: Measurement, e: Energy) -> float:
@@ -136,6 +149,18 @@ def net_energy_j(m: Measurement, baseline: Measurement | str | None = None) -> F
     return net._replace(half_width=math.hypot(net.half_width, *(p["half_width"] * seconds for p in idle.values())))
 
 
+def net_energy_absent(m: Measurement) -> str | None:
+    """Why there is no `net_energy_j`, where the energy is known and a baseline was measured, or asked for; else None."""
+    total, found = energy_j(m), baselines.chosen(m)
+    if total is None or net_energy_j(m) is not None or m.kind == "idle":
+        return None
+    if found is None:
+        return "no baseline was measured" if m.config.get("baseline") else None
+    why = found.get("unknown", {})
+    silent = [f"{key} ({', '.join(why[key])})" if key in why else key for key in total.keys if key not in found["power_w"]]
+    return f"the baseline ({found['kind']}) tells no power of {', '.join(silent)}"
+
+
 def net_energy_doubts(m: Measurement, baseline: Measurement | str | None = None) -> list[str]:
     """Codes that speak against the baseline of `net_energy_j`; none where there is no such figure."""
     total, found = energy_j(m), baselines.chosen(m, baseline)
@@ -146,7 +171,7 @@ def net_energy_doubts(m: Measurement, baseline: Measurement | str | None = None)
 
 def inverse(figure: Figure) -> Figure:
     """1 / figure, with the same relative half-width (first order: good while that is small)."""
-    return figure._replace(value=1 / figure.value, half_width=figure.half_width / figure.value**2)
+    return figure.scaled(1 / figure.value**2)._replace(value=1 / figure.value)
 
 
 def mean_power_w(m: Measurement) -> Figure | None:
@@ -157,7 +182,7 @@ def mean_power_w(m: Measurement) -> Figure | None:
         return None
     watts = total.value / seconds
     residual = _summed_j(m, energy_j(m, False) is None, {total.keys[0]: watts})
-    return residual._replace(value=watts, half_width=residual.half_width / seconds) if residual else None
+    return residual.scaled(1 / seconds)._replace(value=watts) if residual else None
 
 
 def agreement(energy: Mapping[str, Energy]) -> dict[str, float]:
@@ -173,6 +198,16 @@ def quantity(value: float, half_width: float | None, unit: str) -> str:
     if digits > 7:
         return f"{value:.3e} ± {half_width:.1e} {unit}".strip()
     return f"{value:.{digits}f} ± {half_width:.{digits}f} {unit}".strip()
+
+
+def unresolved(value: float, half_width: float, unit: str) -> str:
+    """A figure whose interval reaches 0: only its bounds are known."""
+    low, high = (
+        f"{bound:.{0 if abs(bound) >= 100 else 2}{'f' if abs(bound) >= 100 else 'g'}}"
+        for bound in (value - half_width, value + half_width)
+    )
+    bounds = f"below {high}" if value > 0 else f"between {low} and {high}"
+    return f"not resolved ({f'{bounds} {unit}'.strip()})"
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -194,7 +229,10 @@ def verdict(m: Measurement) -> list[str]:
     if m.repeats and total:  # the gaps between repeats belong to the whole window only
         codes = [*m.reasons, *(code for r in m.repeats for key in total.keys for code in r.energy[key].reasons)]
     found = [code for code in dict.fromkeys(codes) if code in AGAINST]
-    return found or ([] if total else ["no_source" if not m.energy else "no_reading"])
+    if found or total:
+        return found
+    starting = any("source_starting" in told for told in (m.reasons, *(e.reasons for e in m.energy.values())))
+    return ["source_starting" if starting else "no_reading" if m.energy else "no_source"]
 
 
 def reasons(m: Measurement) -> list[str]:

@@ -24,12 +24,13 @@ import datetime
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import LemError, nearest
+from .errors import LemError, nearest, shown
 
 
 class Row(NamedTuple):
@@ -57,9 +58,11 @@ class Format(NamedTuple):
 
 
 def detect(path: str | Path) -> str:
-    """The name of the file's format, from its first line. LemError if it is none of them."""
+    """The name of the file's format, from its first line that is not blank. LemError if it is none of them."""
     with _opened(path) as file:
-        first = file.readline(100_000).strip()
+        first = next((text for line in iter(lambda: file.readline(100_000), "") if (text := line.strip())), "")
+    if not first:
+        raise LemError(f"{path} is empty: it holds no request. Check the path.")
     if first.startswith("{"):
         return "bailian" if '"chat_id"' in first else "mooncake"
     for name in ("azure", "burstgpt"):
@@ -71,7 +74,7 @@ def detect(path: str | Path) -> str:
 def format_of(path: str | Path, format: str | None = None) -> Format:
     """The format of that name, or the file's own. LemError if there is none."""
     name = detect(path) if format is None else format
-    if name not in FORMATS:
+    if name not in tuple(FORMATS):
         raise LemError(f"There is no trace format '{name}': {nearest(str(name), FORMATS)}")
     return FORMATS[name]
 
@@ -132,6 +135,8 @@ def whole_rows(
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
+    if not isinstance(path, (str, os.PathLike)):  # `open` would take a number for a file that is open
+        raise LemError(f"The path of a trace is a text: got {shown(path)}.")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield file

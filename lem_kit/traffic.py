@@ -16,7 +16,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,13 +34,21 @@ from .arrivals import (  # noqa: F401 (users find them here)
     trace,
 )
 from .backends import Backend
-from .errors import LemError
+from .errors import LemError, shown
 from .measurement import Completion, Request, TokenEvent
 from .turns import turns  # noqa: F401
 
 Result = TypeVar("Result")
 LONGEST_KEPT = 10_000  # entries of a schedule that a record keeps as they are
 TICK_S = 0.02  # how often the loop's lag is looked at: seldom enough to cost nothing
+
+
+def listed(requests: Iterable[Request]) -> list[Request]:
+    """The requests as a list. LemError for what is no list of them."""
+    found = list(requests) if isinstance(requests, Iterable) else None
+    if found is None or not all(isinstance(request, Request) for request in found):
+        raise LemError(f"A run takes a list of requests, of lem.prompts for one: got {shown(requests)}.")
+    return found
 
 
 def check(backend: Backend, requests: Sequence[Request], arrivals: Arrivals) -> None:
@@ -97,13 +105,15 @@ async def send(
     arrivals: Arrivals,
     repeat: int = 0,
     progress: Progress | None = None,
+    done: dict[int, Completion] | None = None,
 ) -> list[Completion]:
     """Send every request as `arrivals` plans; return the completions in the order of `requests`. `progress` is kept up to
-    date.
+    date, and so is `done`, the completions by the place of their requests: where this is cancelled, or raises, it holds all
+    that were handed over, and those that had not ended have the error "interrupted".
 
     An exception of the engine becomes the `error` of the requests it hit; a LemError (bad input) passes through.
     """
-    done: dict[int, Completion] = {}
+    done = {} if done is None else done
     progress = progress or Progress()
 
     async def submit(group: Sequence[int], sched_ns: int | None = None) -> None:
@@ -115,7 +125,7 @@ async def send(
 
     async def together(group: list[int], sched_ns: int) -> None:
         seen = [_Seen() for _ in group]
-        error = None
+        error: str | None = "interrupted"  # until it ends in a way of its own
         stream: Any = None
         dispatch_ns = time.monotonic_ns()
         try:
@@ -123,17 +133,20 @@ async def send(
             async for event in stream:
                 seen[event.index].take(event)
                 progress.output_tokens += event.n_tokens
-        except LemError:
-            raise
+            error = None
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
+            if isinstance(problem, LemError):
+                raise
         finally:
-            if hasattr(stream, "aclose"):
-                await stream.aclose()  # whatever ended the loop above, the engine's work on these requests ends too
-        done_ns = time.monotonic_ns()
-        for i, of_one in zip(group, seen):
-            done[i] = of_one.completion(sched_ns, dispatch_ns, done_ns, error, repeat)
-            progress.finished(requests[i], done[i])
+            try:
+                if hasattr(stream, "aclose"):
+                    await stream.aclose()  # whatever ended the loop above, the engine's work on these requests ends too
+            finally:
+                done_ns = time.monotonic_ns()
+                for i, of_one in zip(group, seen):
+                    done[i] = of_one.completion(sched_ns, dispatch_ns, done_ns, error, repeat)
+                    progress.finished(requests[i], done[i])
 
     with _older_objects_left_alone():
         await arrivals.drive(len(requests), submit)
@@ -240,18 +253,25 @@ def run_blocking(work: Coroutine[Any, Any, Result]) -> Result:
             _loop_thread.start()
         loop = _loop
     ended = threading.Event()
+    tasks: list[asyncio.Task[Result]] = []
 
-    async def watched() -> Result:
-        try:
-            return await work
-        finally:
+    def begin() -> None:
+        tasks.append(loop.create_task(work))
+        tasks[0].add_done_callback(lambda _: ended.set())
+
+    def give_up() -> None:
+        if tasks:
+            tasks[0].cancel()
+        else:  # the interrupt came before it was begun
+            work.close()
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(watched(), loop)
     try:
-        return future.result()
+        loop.call_soon_threadsafe(begin)
+        ended.wait()
+        return tasks[0].result()
     except BaseException:
-        if not future.done():
-            future.cancel()
+        if not ended.is_set():  # whatever was scheduled before is done before: nothing can begin after this
+            loop.call_soon_threadsafe(give_up)
             ended.wait(timeout=30)  # the engine stops at its next token; a hung engine must not hang the notebook
         raise

@@ -9,7 +9,6 @@ Not covered: conversations that begin at times of their own (an open loop over c
 from __future__ import annotations
 
 import asyncio
-import math
 import numbers
 import random
 import time
@@ -17,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arrivals import Submit, _seed, _whole, all_of
-from .errors import LemError
+from .arrivals import MOST, Submit, _requests, _seed, _whole, all_of
+from .errors import LemError, shown
 from .measurement import Request
 
 
@@ -41,10 +40,11 @@ class Turns:
     _pauses_s: tuple[float, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _requests("turns()", self.requests)
         _whole("turns(concurrency=) takes", self.concurrency)
         think_s = self.think_s
-        if isinstance(think_s, bool) or not isinstance(think_s, numbers.Real) or not 0 <= think_s < math.inf:
-            raise LemError(f"turns(think_s=) takes a finite number of seconds of at least 0: got {think_s!r}.")
+        if isinstance(think_s, bool) or not isinstance(think_s, numbers.Real) or not 0 <= think_s <= MOST:
+            raise LemError(f"turns(think_s=) takes seconds from 0 to {MOST:g}: got {shown(think_s)}.")
         lines: dict[str | int, list[int]] = {}
         for i, request in enumerate(self.requests):
             line = lines.setdefault(i if request.conversation is None else request.conversation, [])

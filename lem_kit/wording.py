@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import models
-from .errors import LemError
+from .errors import LemError, shown
 from .lengths import Lengths, drawn
 from .measurement import Request
 from .synthetic import counted, seeded
@@ -56,6 +56,10 @@ def synthetic_text(
     """
     counted("synthetic_text() makes", count)
     given = models.tokenizer(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer
+    if not callable(given):
+        raise LemError(
+            f"tokenizer= takes a tokenizer, the name of a model or a function from a text to its ids: got {shown(given)}."
+        )
     lengths = zip(drawn(input_tokens, count, seed, "input_tokens"), drawn(output_tokens, count, seed, "output_tokens"))
     random_ = random.Random(seeded(seed))
     return [_request(_of_tokens(n, random_, given), new, options) for n, new in lengths]
@@ -64,7 +68,10 @@ def synthetic_text(
 def _of_tokens(tokens: int, random_: random.Random, tokenizer: Any) -> str:
     def size(text: str) -> int:
         ids = tokenizer(text)
-        return len(getattr(ids, "input_ids", ids))
+        ids = getattr(ids, "input_ids", ids)
+        if not hasattr(ids, "__len__"):
+            raise LemError(f"tokenizer= gave {shown(ids)} for a text, and not its ids: give a function that returns a list.")
+        return len(ids)
 
     for _ in range(ATTEMPTS):
         text = _grown(_cut(tokens, random_, size), tokens, random_, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import signal
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -59,6 +60,14 @@ def run_at_once(work: Coroutine[Any, Any, Any], clock: FakeClock) -> Any:
         return loop.run_until_complete(work)
     finally:
         loop.close()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT is a KeyboardInterrupt, also where a shell has started the tests in the background, with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

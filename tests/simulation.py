@@ -59,7 +59,9 @@ WAVES: Mapping[str, Wave] = {
 
 class Board:
     """One GPU. `refresh_s`: of its counter; `sample_s`: of its power samples, None for none; `call_s`: how long a call to
-    the counter takes; `slow`: the share of calls that take 0.2 s; `jitter_s`: how late an update comes at most."""
+    the counter takes; `slow`: the share of calls that take 0.2 s; `jitter_s`: how late an update comes at most;
+    `own_look`: whether all calls look at the counter after the same part of their time, which is the board's own;
+    `stamp_s`: how late every fifth sample is stamped at most."""
 
     name = "sim"
 
@@ -73,19 +75,23 @@ class Board:
         call_s: tuple[float, float] = (0.0024, 0.006),
         jitter_s: float = 0.0,
         slow: float = 0.0,
+        own_look: bool = False,
+        stamp_s: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._wave, self._clock, self._draw = wave, clock, random.Random(seed)
         self._refresh_s, self._sample_s, self._call_s, self._jitter_s = refresh_s, sample_s, call_s, jitter_s
-        self._slow = slow
+        self._slow, self._stamp_s = slow, stamp_s
         self._phase_s = self._draw.uniform(0, refresh_s)
         self._sample_phase_s = self._draw.uniform(0, sample_s or 1)
+        self._gauge_phase_s = random.Random(f"gauge {seed}").uniform(0, 0.1)
+        self._look = self._draw.random() if own_look else None
         self._told = -1
         self.domains = {"gpu0": Domain("gpu", "counter", None, 0.001)}
         self.integrals = {
             "sim_power:gpu0": Domain("gpu", "integral", None, 0.001, gauge="sim:gpu0.power_w", means=sample_s is not None)
         }
-        self.gauges_interval_s = 0.2
+        self.gauges_interval_s, self.samples_interval_s = 0.2, 0.9
         if sample_s:
             self.samples = self._samples
         else:
@@ -104,7 +110,7 @@ class Board:
         began, took = self._clock(), self._draw.uniform(*self._call_s)
         if self._slow and self._draw.random() < self._slow:
             took = 0.2
-        seen_s = self.seconds(began) + took * self._draw.random()  # some time inside the call
+        seen_s = self.seconds(began) + took * (self._draw.random() if self._look is None else self._look)
         k = math.floor((seen_s - self._phase_s) / self._refresh_s)
         updated = k * self._refresh_s + self._phase_s
         if self._jitter_s:
@@ -124,13 +130,14 @@ class Board:
         for k in range(max(self._told + 1, newest - 118), newest + 1):
             end = k * self._sample_s + self._sample_phase_s
             mean = (self._wave(end) - self._wave(end - self._sample_s)) / self._sample_s
-            points.append((round((end + 900) * 1e9), mean))
+            late_s = random.Random(k).uniform(0.3, 1) * self._stamp_s if k % 5 == 0 else 0.0
+            points.append((round((end + late_s + 900) * 1e9), mean))
         self._told = newest
         return {"gpu0.power_w": points}
 
     def _instant(self) -> dict[str, float]:
         """The mean of the last 25 ms, updated every 100 ms, as an H100's instant field."""
-        end = math.floor(self.seconds(self._clock()) / 0.1) * 0.1
+        end = math.floor((self.seconds(self._clock()) - self._gauge_phase_s) / 0.1) * 0.1 + self._gauge_phase_s
         return {"gpu0.power_w": (self._wave(end) - self._wave(end - 0.025)) / 0.025}
 
     def close(self) -> None: ...

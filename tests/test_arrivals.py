@@ -91,15 +91,18 @@ def test_an_even_ramp_is_exact() -> None:
         assert traffic.ramp(2, 2, 3, shape, None).schedule(9) == traffic.constant(2).schedule(9)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "4", True, None])
+@pytest.mark.parametrize(
+    "bad", [0, -1, math.nan, math.inf, "4", True, None, 1e-320, 1e308, 10**400, pytest.param(10**5000, id="huge")]
+)
 def test_rates_that_mean_nothing_are_refused(bad: Any) -> None:
     for make in (
         lambda: traffic.constant(bad), lambda: traffic.poisson(bad), lambda: traffic.gamma(bad, 1),
         lambda: traffic.gamma(1, bad), lambda: traffic.ramp(bad, 1, 1), lambda: traffic.ramp(1, bad, 1),
         lambda: traffic.ramp(1, 1, bad), lambda: traffic.trace("x.csv", time_scale=bad),
     ):  # fmt: skip
-        with pytest.raises(LemError, match="takes a finite number above 0: got"):
+        with pytest.raises(LemError, match=r"takes a number from 1e-09 to 1e[+]09: got") as told:
             make()
+        assert len(str(told.value)) < 120
 
 
 def test_other_arguments_that_mean_nothing_are_refused() -> None:
@@ -112,8 +115,23 @@ def test_other_arguments_that_mean_nothing_are_refused() -> None:
             traffic.poisson(1, seed)  # type: ignore[arg-type]
     with pytest.raises(LemError, match="did you mean 'linear'"):
         traffic.ramp(1, 2, 3, "lineal")  # type: ignore[arg-type]
+    with pytest.raises(LemError, match=r"no ramp of shape \[\]: there are: exponential, linear"):
+        traffic.ramp(1, 2, 3, [])  # type: ignore[arg-type]
     with pytest.raises(LemError, match="leave normalize out"):
         traffic.gamma(1, 1e-9, normalize=True).schedule(2)
+
+
+@pytest.mark.parametrize("make", [traffic.turns, lambda requests: traffic.token_batches(100, requests)])
+@pytest.mark.parametrize("bad", [None, "abc", 7, [1, 2], iter(prompts.synthetic(2, 4, 4)), {"a": 1}])
+def test_a_plan_for_given_requests_takes_a_list_of_them(make: Callable[[Any], Any], bad: Any) -> None:
+    with pytest.raises(LemError, match=r"\(\) takes the list of requests that will be run: got "):
+        make(bad)
+
+
+@given(shape=st.sampled_from(["linear", "exponential"]), powers=st.tuples(*[st.floats(-9, 9)] * 3), count=st.integers(1, 9))
+def test_no_ramp_that_is_accepted_fails_when_it_is_drawn(shape: Any, powers: tuple[float, ...], count: int) -> None:
+    offsets = traffic.ramp(*(min(max(10**p, 1e-9), 1e9) for p in powers), shape).schedule(count)
+    assert all(math.isfinite(t) and t >= 0 for t in offsets)
 
 
 def test_a_trace_keeps_its_gaps_from_its_first_request(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from array import array
 
 import pytest
 
 from lem_kit import metrics
-from lem_kit.jupyter import card
-from lem_kit.measurement import Completion, Energy, Measurement
+from lem_kit.jupyter import auto, card
+from lem_kit.measurement import Completion, Energy, Measurement, Repeat
 from lem_kit.trace import Domain, Series, Trace
 
 SECOND = 1_000_000_000
@@ -60,6 +61,28 @@ def test_the_model_and_what_it_got_out_of_the_hardware_are_shown_where_they_are_
     assert not re.search(r"model|MFU|bandwidth|memory|cache|batch", card.text(other))
 
 
+def test_what_the_figures_of_an_interrupted_measurement_are_of_is_said() -> None:
+    m = shown(12.3)
+    whole = Repeat(0, SECOND, m.energy)
+    done, cut = Completion(0, 0, 9, ((5, 1),), 1), Completion(0, 0, 9, (), 1, error="interrupted", repeat=1)
+    m = dataclasses.replace(m, status="interrupted", repeats=(whole,), completions=(done,), broken_off=(cut,))
+    text = card.text(dataclasses.replace(m, config={"repeats": 4}))
+    assert re.search(r"^  repeats +1 of 4 ended; the figures are of it$", text, re.M)
+    assert re.search(r"^  requests +1 completed of 2 that were sent$", text, re.M)
+    assert re.search(r"^  repeats +2 of 3 ended; the figures are of them$", card.text(
+        dataclasses.replace(m, repeats=(whole, whole), config={"repeat": 3})), re.M)  # fmt: skip
+    assert "ended;" not in card.text(dataclasses.replace(m, status="ok"))
+
+
+@pytest.mark.parametrize(("idle_w", "told"), [(5.0, False), (6.5, False), (8.0, True)])
+def test_below_idle_is_said_where_the_interval_is(idle_w: float, told: bool) -> None:
+    """12.3 ± 0.4 J in 2 s are 6.15 W; the baseline is known to 0.3 W."""
+    known = {"kind": "bare", "started_at": "now", "temperature_c": {}, "labels": {}}
+    power = {"power_w": {"nvml:gpu0": {"watts": idle_w, "half_width": 0.3}}}
+    text = card.text(dataclasses.replace(shown(12.3), baselines={"bare": {**known, **power}}))
+    assert ("below idle" in text) is told and "net of idle" in text
+
+
 def test_an_unknown_energy_is_words_and_the_reasons_follow() -> None:
     m = shown(None)
     text = card.text(m)
@@ -92,6 +115,44 @@ def test_the_record_travels_as_strict_json() -> None:
     assert set(data) == {"text/plain", "text/html"}
     record = json.loads(json.dumps(metadata["lem_kit"], allow_nan=False))
     assert record["energy"]["nvml:gpu0"] == {"joules": 12.3, "uncertainty_j": 0.4, "method": "counter"}
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "model", "words"),
+    [
+        (12.345, 0.4, 0.0, "12.35 ± 0.40 J"),
+        (0.0123, 1.9, 0.0, "not resolved (below 1.9 J)"),
+        (19.0, 1437.0, 0.0, "not resolved (below 1456 J)"),
+        (5.0, 5.0, 0.0, "not resolved (below 10 J)"),
+        (5.0, 4.9, 0.0, "5.0 ± 4.9 J"),
+        (-0.5, 2.0, 0.0, "not resolved (between -2.5 and 1.5 J)"),
+        (-3.0, 1.0, 0.0, "-3.0 ± 1.0 J"),
+        # A model may be off by all that it says, which is no matter of resolution; what else is open of it may be.
+        (5.0, 5.2, 5.0, "5.0 ± 5.2 J"),
+        (5.0, 8.0, 5.0, "not resolved (below 13 J)"),
+    ],
+)
+def test_a_figure_that_cannot_be_told_from_none_is_not_told(value: float, half: float, model: float, words: str) -> None:
+    figure = metrics.Figure(value, half, ("nvml:gpu0",), "counter", ("gpu",), model)
+    assert figure.told("J") == words
+    assert figure.scaled(3).resolved == figure.resolved == metrics.inverse(figure).resolved
+
+
+@pytest.mark.parametrize("relative_error", [0.0, 1.0])
+@pytest.mark.parametrize("noise", [0.2, 10.0])
+def test_line_and_card_say_that_a_figure_is_not_resolved(relative_error: float, noise: float) -> None:
+    half = math.hypot(noise, 2.0 * relative_error)
+    found = Energy("nvml", "gpu0", "model" if relative_error else "counter", "gpu", 2.0, half, ("unresolved",) * (noise > 2))
+    domains = {"nvml:gpu0": Domain("gpu", found.method, 0.0, relative_error=relative_error)}
+    m = dataclasses.replace(shown(2.0), energy={"nvml:gpu0": found}, trace=Trace({}, {}, domains))
+    for told in (card.text(m), card.html(m), auto.line(m)):
+        assert ("not resolved (below 12 J)" in told) is (noise > 2)
+        assert "±" in told or noise > 2
+    for told in (card.text(m), card.html(m)):
+        assert ("not resolved (below 1.2 J)" in told) is (noise > 2), "per output token"
+    for told in (card.text(m), auto.line(m)):
+        assert (" W" in told) is (noise < 2), "a power that is not resolved says no more"
+    assert card.html(m).count("not resolved (below 12 J)") == 2 * (noise > 2), "the total and its source"
 
 
 @pytest.mark.parametrize(

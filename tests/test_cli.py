@@ -22,10 +22,12 @@ def test_doctor_names_every_source_and_backend(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["study", "run", "nowhere.yaml"], "Cannot read the study file nowhere.yaml"),
+        (["study", "run", "nowhere.yaml"], "Cannot read nowhere.yaml: No such file or directory"),
+        (["search", "nowhere.yaml"], "Cannot read nowhere.yaml: No such file or directory"),
         (["study", "run", "nowhere.yaml", "-p", "x"], "NAME=VALUE"),
         (["report", "nowhere"], "no folder nowhere"),
-        (["export", "nowhere.ipynb"], "Cannot read the notebook nowhere.ipynb"),
+        (["export", "nowhere.ipynb"], "There is no notebook and no run folder nowhere.ipynb: check the path."),
+        (["export", "nowhere", "--csv", "x.csv"], "There is no notebook and no run folder nowhere: check the path."),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(

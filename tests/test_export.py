@@ -184,9 +184,9 @@ def test_every_format_is_written_as_strict_json(tmp_path: Path, capsys: pytest.C
         (["RUN", "--boamps", "x.json", "-p", "cuontry=x"], "did you mean 'country'"),
         (["notebooks/report.ipynb", "--csv", "x.csv"], "is a notebook"),
         (["data/example", "--boamps", "x.json"], "holds 2 runs"),
-        (["nowhere", "--csv", "x.csv"], "no folder nowhere"),
+        (["nowhere", "--csv", "x.csv"], "no run folder nowhere"),
         (["nowhere", "--serving-json", "x.json"], "no run folder nowhere"),
-        (["nowhere"], "Cannot read the notebook nowhere"),
+        (["nowhere"], "There is no notebook and no run folder nowhere"),
     ],
 )
 def test_wrong_use_is_one_sentence(

@@ -133,6 +133,29 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         prompts.dataset(tmp_path / "saved", split="trian")
 
 
+@pytest.mark.parametrize("bad", [None, 3, b"abc", ""])
+def test_what_is_no_data_set_is_one_sentence(bad: Any) -> None:
+    with pytest.raises(LemError, match=r"dataset\(\) takes a name, a folder, a file or rows: got"):
+        prompts.dataset(bad)
+
+
+def test_splits_and_columns_are_not_rows() -> None:
+    import datasets
+
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    for bad in (splits, {"prompt": ["a", "b"]}):
+        with pytest.raises(LemError, match=r"holds (train|prompt) and no rows: give one of its splits, or a list of rows"):
+            prompts.dataset(bad)
+
+
+def test_a_field_is_a_name_and_a_seed_a_number() -> None:
+    with pytest.raises(LemError, match=r"no field '\['x'\]' in row 0"):
+        prompts.dataset([{"prompt": "a"}], field=["x"])  # type: ignore[arg-type]
+    for bad in ([1], "a", 1.5):
+        with pytest.raises(LemError, match="seed= takes a whole number"):
+            prompts.dataset([{"prompt": "a"}], seed=bad)  # type: ignore[arg-type]
+
+
 def test_code_of_a_data_set_is_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "evil"
     folder.mkdir()

@@ -3,9 +3,11 @@ turns; what only a kernel does is in `test_kernel_cells`."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import pytest
 from conftest import FakeClock
 from IPython.core.interactiveshell import InteractiveShell
-from ipython_shell import run
+from IPython.utils.capture import capture_output
+from ipython_shell import Meter, run
 
 import lem_kit as lem
-from lem_kit import jupyter, metrics
+from lem_kit import jupyter, metrics, session, store
+from lem_kit.energy import Reading
 from lem_kit.errors import LemError
 from lem_kit.jupyter.options import UNTIL
 from lem_kit.measurement import Measurement
@@ -52,6 +56,16 @@ def test_python_variables_expand_in_the_magics_line(shell: InteractiveShell) -> 
     assert len(shell.user_ns["m"].repeats) == 2
 
 
+def test_braces_of_the_tokens_are_pythons_own(shell: InteractiveShell) -> None:
+    """Else the set of two equal numbers would become a pair of them, before the cell has run."""
+    run(shell, "n, name = 5, 'a b'")
+    for option in ('--tokens "len({n, n})"', "--tokens='len({n, n})'", "--tokens len({n,n})"):
+        run(shell, f'%%measure_energy --label "of {{name}}" {option} -o m --repeat {{n - 3}}\npass')
+        assert [r.output_tokens for r in shell.user_ns["m"].repeats] == [1, 1] and shell.user_ns["m"].label == "of a b"
+    run(shell, "%%measure_energy --label {unknown} -o m\npass")
+    assert shell.user_ns["m"].label == "{unknown}"
+
+
 def test_braces_of_a_statement_are_pythons_own(shell: InteractiveShell) -> None:
     result, _ = run(shell, "n = 2\ndef f(k):\n    v = %measure_energy --repeat {k} -o m len({n, k, 5})\n    return v\nf(3)")
     assert result.result == 3 and len(shell.user_ns["m"].repeats) == 3
@@ -81,7 +95,15 @@ def test_an_interrupt_is_kept_and_raised_again(shell: InteractiveShell) -> None:
         ("--warmups 3", "there is no option --warmups: did you mean '--warmup'?"),
         ("-o m x = 3", "'x = 3' belongs to no option; the code to measure begins on the next line"),
         ("--repeat 0", "--repeat must be at least 1"),
-        ("--repeat many", "invalid int value"),
+        ("--repeat many", "--repeat takes a whole number: got 'many'"),
+        ("--warmup 1.5", "--warmup takes a whole number: got '1.5'"),
+        ("--interval much", "--interval takes a number: got 'much'"),
+        ("--baseline x=1", "--baseline takes a number: got 'x=1'; the code to measure begins on the next line"),
+        ("--repeat", "--repeat needs a value behind it"),
+        ("--quiet=3", "--quiet takes no value: got '3'"),
+        ("--repeat 2 --label a --repeat=3", "--repeat is given twice"),
+        ("-o a --output b", "-o is given twice"),
+        ("-ob -oc", "-o is given twice"),
         ("--warmup -1", "--warmup must not be negative"),
         ("-o 2x", "name of a variable"),
         ("-o for", "name of a variable"),
@@ -92,7 +114,11 @@ def test_an_interrupt_is_kept_and_raised_again(shell: InteractiveShell) -> None:
         ("--interval 0.1 --repeat 1", "--repeat must be at least 2 with it"),
         ("--tokens 'a +'", "not a Python expression"),
         ("--label ''", "--label must not be empty"),
-        ("--label 'open", "No closing quotation"),
+        ("--label ' '", "--label must not be empty"),
+        ("--save ''", "--save must not be empty"),
+        ('--label "open', 'a quotation mark in the options is not closed: --label "open'),
+        ("--label don't", "a quotation mark in the options is not closed: --label don't"),
+        ("--label a\\", "the options end in a backslash"),
     ],
 )
 def test_wrong_options_are_a_real_error_before_the_cell_runs(shell: InteractiveShell, line: str, words: str) -> None:
@@ -269,6 +295,16 @@ def test_joules_of_a_cell_are_exact(metered: FakeClock, shell: InteractiveShell)
     assert "400 J (measured by a counter: meter:gpu0; covers gpu)" in shown
 
 
+def test_counting_tokens_costs_the_figures_nothing(metered: FakeClock, shell: InteractiveShell) -> None:
+    run(shell, "clock.advance(1)")
+    for options in ("", "--repeat 2"):
+        run(shell, f"%%measure_energy {options} -o m --tokens 'clock.advance(5) or 50'\nclock.advance(2)")
+        m = shell.user_ns["m"]
+        n = max(len(m.repeats), 1)
+        assert metrics.energy_j(m).value == pytest.approx(200 * n) and metrics.measured_s(m) == pytest.approx(2 * n)
+        assert metrics.output_tokens(m) == 50 * n
+
+
 def test_a_baseline_is_measured_once_in_a_while_and_gives_net_energy(
     metered: FakeClock, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +326,84 @@ def test_a_baseline_is_measured_once_in_a_while_and_gives_net_energy(
     session.baselines["bare"]["started_at"] = "2020-01-01T00:00:00.000+00:00"
     run(shell, "%%measure_energy -o m --baseline 4\nclock.advance(2)")
     assert session.measurements[-2].kind == "idle", "nor one that is old"
+
+
+class Starting(Meter):
+    """Knows nothing of its domains until `ready` is set, or for 0.3 s."""
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic_ns)
+        self.ready, self._later = threading.Event(), self.domains
+        self._until = time.monotonic() + 0.3
+        self.domains = {}
+
+    def read(self) -> dict[str, Reading]:
+        if not self.ready.is_set() and time.monotonic() < self._until:
+            return {}
+        self.domains = self._later
+        return super().read()
+
+
+@pytest.fixture
+def starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook's meter needs 0.3 s to start. Before `shell` in a test's arguments."""
+    monkeypatch.setattr(jupyter, "Session", lambda: lem.Session(sources=[Starting()]))
+
+
+@pytest.mark.parametrize("body", ["time.sleep(0.2)", "await asyncio.sleep(0.2)"])
+def test_the_first_cell_waits_for_a_source_that_is_starting_and_says_so_once(
+    starting: None, shell: InteractiveShell, body: str
+) -> None:
+    cell = f"%%measure_energy -o m --interval 0.5 --repeat 3 --baseline 0.3\nimport asyncio, time\n{body}"
+    with capture_output() as first:
+        shell.run_cell(cell, store_history=True)
+    assert first.stderr == "lem_kit: waiting for meter, which is still starting; 3 s at most.\n"
+    m = shell.user_ns["m"]
+    assert m.valid and len(m.repeats) == 3 and "source_starting" not in m.reasons
+    assert metrics.net_energy_j(m) is not None, "the baseline, too, has waited"
+    with capture_output() as then:
+        shell.run_cell("%%measure_energy\n1", store_history=True)
+    assert then.stderr == ""
+
+
+def test_automatic_measuring_begins_with_what_is_open(starting: None, shell: InteractiveShell) -> None:
+    with capture_output() as captured:
+        shell.run_cell("%lem_auto on", store_history=True)
+    assert "waiting for meter" in captured.stderr and jupyter.session().starting == []
+
+
+def test_a_baseline_of_sources_that_were_starting_is_measured_again(
+    starting: None, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LONGEST_START_S", 0.0)
+    jupyter.session()._sampler.sources[0]._until += 60  # type: ignore[attr-defined]
+    _, shown = run(shell, "%%measure_energy -o m --baseline 0.2\nimport time; time.sleep(0.1)")
+    assert "source_starting" in shown and "NOT VALID: source_starting" in shown
+    jupyter.session()._sampler.sources[0].ready.set()  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    _, shown = run(shell, "%%measure_energy -o m --baseline 0.2\ntime.sleep(0.1)")
+    assert [found.kind for found in jupyter.session().measurements] == ["idle", "window"] * 2
+    assert metrics.net_energy_j(shell.user_ns["m"]) is not None
+    run(shell, "%%measure_energy -o m --baseline 0.2\ntime.sleep(0.1)")
+    assert len(jupyter.session().measurements) == 5, "now it is fresh"
+
+
+def test_why_there_is_no_net_energy_is_said(metered: FakeClock, shell: InteractiveShell) -> None:
+    run(shell, "clock.advance(1)")
+    known = {"kind": "bare", "run_id": "gone", "started_at": now(), "temperature_c": {}, "labels": {}}
+    jupyter.session().baselines["bare"] = {**known, "power_w": {}, "unknown": {"meter:gpu0": ["too_short"]}}
+    _, shown = run(shell, "%%measure_energy -o m\nclock.advance(2)")
+    assert "net of idle  not known: the baseline (bare) tells no power of meter:gpu0 (too_short)\n" in shown
+    jupyter.session().baselines["bare"] = {**known, "power_w": {}}  # of a record that is older than its reasons
+    _, shown = run(shell, "%%measure_energy -o m\nclock.advance(2)")
+    assert "net of idle  not known: the baseline (bare) tells no power of meter:gpu0\n" in shown
+    jupyter.session().baselines.clear()
+    _, shown = run(shell, "%%measure_energy -o m\nclock.advance(2)")
+    assert "net of idle" not in shown, "nobody asked"
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat()
 
 
 def test_a_baseline_without_a_meter_is_not_waited_for(shell: InteractiveShell) -> None:
@@ -329,13 +443,39 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_cell_runs(
     shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    result, _ = run(shell, f"%%measure_energy --save {tmp_path / 'new'}\nran = 1")
-    assert f"--save {tmp_path / 'new'}: {tmp_path} cannot be written to." in str(result.error_in_exec)
-    monkeypatch.undo()
-    result, shown = run(shell, f"%%measure_energy -o m --save {tmp_path / 'file'}\nran = 1")
+    for place in ("file", "file/below", "nul\0", f"{'long' * 80}"):
+        result, shown = run(shell, f"%%measure_energy --save '{tmp_path}/{place}'\nran = 1")
+        assert type(result.error_in_exec).__name__ == "MeasureUsageError" and "options.py" not in shown
+        assert "cannot be written to: " in str(result.error_in_exec) and "ran" not in shell.user_ns
+    result, _ = run(shell, "%%measure_energy --save ~nobody-of-that-name/x\nran = 1")
+    assert "--save ~nobody-of-that-name/x cannot be written to: " in str(result.error_in_exec)
+    for place in ("a/b", "a"):  # as yet missing, and there
+        assert run(shell, f"%%measure_energy --save {tmp_path / place}\nran = 1")[0].success
+    run(shell, f"%%measure_energy --save {tmp_path / 'c'}\nx = = 1")
+    run(shell, f"%%measure_energy --save {tmp_path / 'c/d'} --warmup 1\n1 / 0")
+    assert not (tmp_path / "c").exists(), "nothing was measured"
+
+
+def test_a_disk_that_fills_up_while_the_cell_runs_loses_nothing(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_put", full)
+    result, shown = run(shell, f"%%measure_energy -o m --save {tmp_path / 'new'}\nran = 1")
     assert type(result.error_in_exec).__name__ == "MeasureUsageError" and "store.py" not in shown
-    assert shell.user_ns["ran"] and shell.user_ns["m"].status == "ok", "what only writing shows loses nothing"
+    assert "No space left on device" in str(result.error_in_exec)
+    assert shell.user_ns["ran"] and shell.user_ns["m"].status == "ok"
+
+
+def test_records_are_saved_where_the_cell_began(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    run(shell, "%%measure_energy -o m --save runs\nimport os; os.chdir('elsewhere')")
+    assert lem.load(tmp_path / "runs" / shell.user_ns["m"].run_id) == shell.user_ns["m"]
 
 
 def test_help_and_lsmagic_know_the_magics(shell: InteractiveShell) -> None:

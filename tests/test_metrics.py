@@ -484,7 +484,9 @@ def doubted(key: str, *reasons: str, joules: float | None = 10.0, **more: Any) -
         (measured([doubted("nvml:gpu0", "sources_disagree")]), ["sources_disagree"]),
         (measured([doubted("nvml:gpu0", "gpu_lost", joules=None)]), ["gpu_lost"]),
         (measured([doubted("nvml:gpu0", "implausible", joules=None), energy("nvml:gpu1", 5)]), ["implausible"]),
-        (measured(), ["no_source"]), (measured(reasons=("source_starting",)), ["no_source"]),
+        (measured(), ["no_source"]), (measured(reasons=("source_starting",)), ["source_starting"]),
+        (measured([doubted("nvml:gpu0", "source_starting", joules=None)]), ["source_starting"]),
+        (measured([energy("nvml:gpu0", 10)], reasons=("source_starting",)), []),
         (measured([doubted("nvml:gpu0", "x", joules=None)]), ["no_reading"]),
         # A source outside the total is not asked.
         (measured([energy("nvml:gpu0", 10), doubted("nvml_power:gpu0", "implausible", joules=None, method="integral")]), []),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import socket
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,23 @@ def test_a_tokenizer_is_had_by_the_models_name_or_its_folder(tmp_path: Path) -> 
         assert len(models.tokenizer(name)) == 4096
     with pytest.raises(LemError, match=r"no tokenizer of '.*nowhere' to be had: .*Check the name or the path"):
         models.tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_without_a_network_nothing_is_tried_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    def no_address(*asked: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
+    with pytest.raises(LemError, match=r"no tokenizer of 'nobody/nothing' to be had: .*Check the name or the path"):
+        models.tokenizer("nobody/nothing")
+    assert not constants.HF_HUB_OFFLINE and "Retrying" not in caplog.text
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
+    with models.hub_as_it_is():
+        assert not constants.HF_HUB_OFFLINE, "the proxy may know the host"

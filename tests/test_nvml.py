@@ -29,7 +29,7 @@ from fake_nvml import (
 )
 
 from lem_kit.energy import EnergySource, SourceError, open_source
-from lem_kit.energy.nvml import FIELD_ERROR, SAMPLED_EVERY_S, SAMPLES_ERROR, NvmlSource
+from lem_kit.energy.nvml import FIELD_ERROR, GAUGES_EVERY_S, SAMPLED_EVERY_S, SAMPLES_ERROR, NvmlSource
 from lem_kit.errors import LemError, Unavailable
 from lem_kit.measurement import REASONS
 
@@ -291,7 +291,7 @@ def test_samples_are_the_means_that_the_driver_kept_on_our_clock(
     machine.boards[0].draw(Square(100.0, 300.0, 0.4), 0)
     clock.now_ns = 10 * SECOND
     source = made(clock, "0")
-    assert source.gauges_interval_s == SAMPLED_EVERY_S
+    assert source.gauges_interval_s == GAUGES_EVERY_S and source.samples_interval_s == SAMPLED_EVERY_S
     points = source.samples()["gpu0.power_w"]
     assert len(points) == 119
     for t_ns, watts in points:

@@ -155,3 +155,25 @@ def test_a_slow_counter_is_not_watched_for_ever() -> None:
     counter = Counter(period_ms=1000.0)
     counter.run(12)
     assert counter.pace.grid is not None and counter.calls_per_update(20) < 3.5
+
+
+class Watched(Series):
+    """A series that counts the rows that are asked of it."""
+
+    rows = 0
+
+    def part(self, first: int, end: int) -> Series:
+        found = super().part(first, end)
+        self.rows = max(self.rows, len(found.t_ns))
+        return found
+
+
+def test_a_counter_without_a_period_costs_no_more_the_longer_the_session_is() -> None:
+    """Its updates keep no time, so a period is looked for at every change: in its last readings, not in all of them."""
+    counter, draw = Counter(), random.Random(2)
+    counter.series = series = Watched()
+    for _ in range(400):
+        counter.run(0.15)
+        counter.shift(draw.uniform(-40, 40))
+    assert counter.pace.grid is None and len(series.t_ns) > 1000
+    assert 0 < series.rows <= 512

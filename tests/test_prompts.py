@@ -52,6 +52,12 @@ def test_equal_digests_are_equal_inputs() -> None:
     assert len({prompts.digest(found) for found in (base, *others)}) == 5
 
 
+def test_options_are_a_mapping() -> None:
+    for requests, options in ((None, {}), (prompts.synthetic(1, 2, 3), None), (prompts.synthetic(1, 2, 3), ["seed"])):
+        with pytest.raises(LemError, match=r"asking\(\) takes requests and a mapping of options"):
+            prompts.asking(requests, options)  # type: ignore[arg-type]
+
+
 def test_options_may_have_the_name_of_a_parameter() -> None:
     made = prompts.asking(prompts.synthetic(2, 4, 3, seed=1, top_k=1), {"seed": 7, "ids": [1]})
     assert [r.options for r in made] == [{"top_k": 1, "seed": 7, "ids": [1]}] * 2
@@ -94,6 +100,11 @@ def test_counts_and_seeds_that_mean_nothing_are_refused() -> None:
             prompts.synthetic(1, 4, 4, seed=bad)  # type: ignore[arg-type]
     with pytest.raises(LemError, match="no token id"):
         prompts.synthetic(1, 4, 4, ids=range(5, 5))
+    for bad in (None, 5, "abc", {1, 2}):
+        with pytest.raises(LemError, match="ids= takes a range or a list of token ids: got"):
+            prompts.synthetic(1, 4, 4, ids=bad)  # type: ignore[arg-type]
+    with pytest.raises(LemError, match="system_tokens= must be a whole number"):
+        prompts.conversations(1, 2, 4, 4, system_tokens=lengths.uniform(1, 3))  # type: ignore[arg-type]
 
 
 def test_requests_of_a_group_begin_alike_and_others_do_not() -> None:

@@ -369,13 +369,14 @@ def test_a_failure_always_has_words(clock: FakeClock, problem: Exception) -> Non
 class Paced(Meter):
     """A counter of 20 J every 100 ms whose calls take 3 ms, read one by one; and power samples every 20 ms."""
 
-    gauges_interval_s = 0.2
+    gauges_interval_s, samples_interval_s = 0.2, 0.3
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__("paced", clock)
         self.domains = {"gpu0": Domain("gpu", "counter"), "gpu1": Domain("gpu", "counter")}
         self.called: list[tuple[int, str]] = []
         self.sides: list[int] = []
+        self.fetched: list[int] = []
         self.lost: set[str] = set()
         self._time = clock
 
@@ -391,6 +392,7 @@ class Paced(Meter):
         return {"gpu0.temperature_c": 41.0}
 
     def samples(self) -> dict[str, list[tuple[int, float]]]:
+        self.fetched.append(self._time())
         newest = self._time() // 20_000_000
         return {"gpu0.power_w": [(k * 20_000_000, 200.0) for k in range(newest - 14, newest + 1)]}
 
@@ -412,6 +414,17 @@ def test_each_counter_that_is_read_alone_gets_a_pace_and_a_period(clock: FakeClo
     assert 50 <= len(late) <= 80, "about one call for each update in five seconds"
     assert set(sampler.trace.counters["paced:gpu0"].took_ns) == {3_000_000}
     assert len(meter.sides) == pytest.approx(10 / 0.2, abs=3), "gauges at an interval of their own"
+    assert len(meter.fetched) == pytest.approx(10 / 0.3, abs=3), "and so the samples"
+    sampler.stop()
+
+
+def test_a_sample_that_is_no_number_is_left_out(clock: FakeClock) -> None:
+    meter = Paced(clock)
+    meter.samples = lambda: {"gpu0.power_w": [(10, 200.0), (20, float("nan")), (30, 210.0)], "gpu1.power_w": []}  # type: ignore
+    sampler = Sampler([meter], 0.05, clock)
+    sampler.sample()
+    assert list(sampler.trace.gauges["paced:gpu0.power_w"].t_ns) == [10, 30]
+    assert "paced:gpu1.power_w" not in sampler.trace.gauges, "a series in the trace holds at least one reading"
     sampler.stop()
 
 

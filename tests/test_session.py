@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import signal
 import sys
 import threading
 import time
@@ -266,6 +268,58 @@ def test_requests_that_fail_stay_in_the_record_as_misses_and_the_others_go_on(
     assert not m.valid and lem.load(tmp_path / m.run_id) == m
 
 
+class Interrupting(Moody):
+    """Interrupts the notebook in the middle of request number `at`, counted from 1 over all repeats, and never ends."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
+        self.left -= 1
+        yield TokenEvent(0, 1, prompt_tokens=1)
+        if self.left == 0:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            while True:
+                await asyncio.sleep(0.01)
+        yield TokenEvent(0, 1, finish_reason="stop")
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_run_keeps_what_was_done(tmp_path: Path) -> None:
+    with lem.Session(tmp_path, sources=[]) as s:
+        with pytest.raises(KeyboardInterrupt):
+            s.run(Interrupting(3), lem.prompts.texts(["a"] * 5), warmup=0, run_id="cut")
+        (m,) = s.measurements
+    assert (m.status, m.repeats) == ("interrupted", ())
+    assert set(m.reasons) == {"interrupted", "requests_failed", "few_requests", "no_source"}
+    assert [(c.error, c.output_tokens) for c in m.completions] == [(None, 2), (None, 2), ("interrupted", 1)]
+    assert (metrics.completed_requests(m), metrics.output_tokens(m)) == (2, 5)
+    assert metrics.output_tokens_per_s(m) == 5 / m.duration_s, "of the whole window, as the tokens"
+    assert len(metrics.values(m, metrics.ttft_s)) == 2
+    assert lem.load(tmp_path / "cut") == m
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_repeat_that_was_interrupted_is_kept_apart_from_those_that_were_not(tmp_path: Path) -> None:
+    """What is measured are the repeats, so the tokens of another must not be held against their joules and seconds."""
+    with lem.Session(tmp_path, sources=[]) as s:
+        with pytest.raises(KeyboardInterrupt):
+            s.run(Interrupting(5), lem.prompts.texts(["a"] * 2), repeats=4, warmup=0, run_id="cut")
+        (m,) = s.measurements
+    assert len(m.repeats) == 2 and [c.repeat for c in m.completions] == [0, 0, 1, 1]
+    assert all(c.error is None for c in m.completions)
+    assert [(c.repeat, c.error, c.output_tokens) for c in m.broken_off] == [(2, "interrupted", 1)]
+    assert metrics.output_tokens_per_s(m) == 8 / metrics.measured_s(m)
+    assert lem.load(tmp_path / "cut") == m
+
+
+def test_what_is_no_list_of_requests_is_told() -> None:
+    with lem.Session(sources=[]) as s:
+        for bad in (None, "abc", 7, [1], {"a": 1}):
+            with pytest.raises(LemError, match="takes a list of requests"):
+                s.run(Moody(), bad, warmup=0)  # type: ignore[arg-type]
+
+
 def test_fewer_than_thirty_requests_are_said_to_be_few() -> None:
     with lem.Session(sources=[]) as s:
         few = s.run(Moody(), lem.prompts.texts(["good"] * 29), lem.traffic.burst(), warmup=0)
@@ -278,10 +332,10 @@ def test_fewer_than_thirty_requests_are_said_to_be_few() -> None:
 def test_a_warm_up_that_fails_is_an_error_and_a_run_that_fails_is_kept(tmp_path: Path) -> None:
     engine = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=1000, fail_after=1)
     with lem.Session(tmp_path, sources=[]) as s:
-        with pytest.raises(LemError, match="warm-up failed"):
+        with pytest.raises(LemError, match=r"warm-up failed.*as fail_after asked\.$"):
             s.run(engine, lem.prompts.synthetic(1, 4, 3))
         assert list(tmp_path.iterdir()) == []
-        with pytest.raises(LemError, match="Every request failed"):
+        with pytest.raises(LemError, match=r"Every request failed.*as fail_after asked\. The record is in"):
             s.run(engine, lem.prompts.synthetic(1, 4, 3), warmup=0, run_id="bad")
     m = lem.load(tmp_path / "bad")
     assert m.status == "failed" and "requests_failed" in m.reasons and m.completions[0].error
@@ -414,6 +468,110 @@ def test_a_full_disk_behind_a_window_is_a_warning_and_loses_nothing(
 
 def full_disk(*_: object) -> None:
     raise LemError("no space left")
+
+
+# --- sources that start slowly ------------------------------------------------------------------------------------------
+
+
+class Starting(Meter):
+    """Knows nothing of its domains until it has started, `after_s` seconds from now, or fails then."""
+
+    def __init__(self, after_s: float, problem: Exception | None = None) -> None:
+        super().__init__(time.monotonic_ns)
+        self.ready_ns, self._later = time.monotonic_ns() + round(after_s * 1e9), dict(self.domains)
+        self.domains, self.problem = {}, problem
+
+    def read(self) -> dict[str, Reading]:
+        if time.monotonic_ns() < self.ready_ns:
+            return {}
+        if self.problem:
+            raise self.problem
+        self.domains = self._later
+        return super().read()
+
+
+class Other(Meter):
+    name = "other"
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic_ns)
+
+
+def test_a_window_waits_for_a_source_that_is_starting() -> None:
+    with lem.Session(sources=[Starting(0.3)]) as s:
+        assert s.starting == ["meter"]
+        with s.window("first") as window:
+            time.sleep(0.1)
+        m = window.measurement
+        assert s.starting == [] and m.energy["meter:gpu0"].joules == pytest.approx(100 * m.duration_s, rel=0.05)
+        assert m.reasons == () and 0.1 <= m.duration_s < 0.25, "and what it waited is not in the window"
+
+
+def test_a_source_that_does_not_come_is_waited_for_no_longer_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LONGEST_START_S", 0.1)
+    monkeypatch.setattr(session, "LATEST_START_S", 0.15)
+    began = time.monotonic()
+    with lem.Session(sources=[Starting(60)]) as s:
+        for k in range(9):
+            with s.window(f"w{k}") as window, s.window("inside"):
+                pass
+    assert 0.15 <= time.monotonic() - began < 1
+    assert window.measurement.reasons == ("source_starting",) and metrics.verdict(window.measurement) == ["source_starting"]
+
+
+def test_a_window_in_which_a_source_starts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LONGEST_START_S", 0.0)
+    with lem.Session(sources=[Starting(0.2)]) as s, s.window("first") as window:
+        time.sleep(0.6)
+    m = window.measurement
+    assert m.energy["meter:gpu0"].reasons == ("source_starting",) and metrics.verdict(m) == ["source_starting"]
+
+
+class Seldom(Starting):
+    """Is read so seldom that a window may hold nothing but its first reading."""
+
+    interval_s = 0.3
+
+
+def test_a_short_window_after_the_start_does_not_take_a_counter_for_one_that_stands_still() -> None:
+    with lem.Session(sources=[Seldom(0.1)]) as s:
+        with s.window("first") as window:
+            pass
+        assert "not_advancing" not in window.measurement.energy["meter:gpu0"].reasons
+
+
+def test_a_counter_that_stands_still_is_waited_for_once() -> None:
+    meter = Meter(lambda: time.monotonic_ns(), power_w=0.0)
+    with lem.Session(sources=[meter]) as s:
+        began = time.monotonic()
+        for _ in range(3):
+            with s.window("w") as window:
+                pass
+        assert time.monotonic() - began < 2
+    assert window.measurement.energy["meter:gpu0"].reasons == ("not_advancing",)
+
+
+def test_a_source_that_fails_to_start_is_not_said_to_be_starting() -> None:
+    began = time.monotonic()
+    with lem.Session(sources=[Starting(0.1, LemError("no licence")), Other()]) as s:
+        with s.window("first") as window:
+            time.sleep(0.3)
+        assert s.starting == []
+    m = window.measurement
+    assert m.unavailable == {"meter": "no licence"} and m.reasons == () and m.valid
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_baseline_of_nothing_does_not_take_the_place_of_one() -> None:
+    meter = Starting(0)
+    with lem.Session(sources=[meter]) as s:
+        s.idle(0.2)
+        known = s.baselines["bare"]
+        assert known["power_w"]["meter:gpu0"]["watts"] == pytest.approx(100, rel=0.05) and known["unknown"] == {}
+        meter.fail = RuntimeError("gone")
+        nothing = s.idle(0.2)
+        assert baseline.of(nothing)["power_w"] == {} and baseline.of(nothing)["unknown"] == {"meter:gpu0": ["source_failed"]}
+        assert s.baselines["bare"] is known
 
 
 # --- baselines ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from ipython_shell import run
 
 from lem_kit import jupyter
+from lem_kit.energy import Reading
+from lem_kit.errors import LemError
 from lem_kit.jupyter.status import Status
 from lem_kit.session import Session
 
@@ -36,6 +39,27 @@ def test_what_is_missing_comes_with_its_reason(monkeypatch: pytest.MonkeyPatch) 
     page = status._repr_html_()
     assert "install &lt;one&gt;" in page and "<one>" not in page
     assert set(re.findall(r"<(\w+)", page)) <= {"table", "caption", "b", "tr", "th", "td", "code"}
+
+
+def test_a_source_that_failed_to_start_is_not_starting() -> None:
+    class Silent:
+        name, domains, failure = "silent", {}, ""  # type: ignore[var-annotated]
+
+        def read(self) -> dict[str, Reading]:
+            if self.failure:
+                raise LemError(self.failure)
+            return {}
+
+        def close(self) -> None: ...
+
+    source = Silent()
+    with Session(sources=[source]) as session:
+        assert "silent  open, and still starting" in repr(Status.of(session, automatic=False))
+        source.failure = "no licence"
+        deadline = time.monotonic() + 5
+        while session.starting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "silent  not open: no licence" in repr(Status.of(session, automatic=False))
 
 
 def test_sources_that_are_chosen_by_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

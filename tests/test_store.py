@@ -39,6 +39,7 @@ def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
         t0_ns=0, t1_ns=SECOND, energy=energy, repeats=(Repeat(0, SECOND, energy, 2),),
         warmup=(Completion(0, 1, 2, ((1, 1),), 3, repeat=-1),),
         completions=(Completion(0, 1, 9, ((4, 1), (9, 1)), 3, "engine"), Completion(0, 1, 9, (), None, error="oh")),
+        broken_off=(Completion(0, 11, 15, ((12, 1), (13, 2)), 3, error="interrupted", repeat=1),),
         config={"batch_size": 1, "list": [1, None, "x"]}, backend={"engine": "fake", "model": {"name": "fake"}},
         unavailable={"rapl": "no"}, environment={"lem_kit": "0"}, reasons=("few_requests",), trace=trace,
         baselines={"bare": {
@@ -78,7 +79,7 @@ def test_the_record_is_strict_json(tmp_path: Path) -> None:
         raise AssertionError(constant)
 
     record = json.loads((store.save(measurement(), tmp_path) / "run.json").read_text(), parse_constant=refuse)
-    assert record["schema_version"] == 3 and "trace" in record
+    assert record["schema_version"] == 4 and "trace" in record
     assert record["trace"]["failures"] == [[7, "rapl", "source_failed", "gone"]]
     assert record["trace"]["period_s"] == {"nvml:gpu0": 0.1}
 
@@ -86,11 +87,13 @@ def test_the_record_is_strict_json(tmp_path: Path) -> None:
 def test_a_record_of_the_version_before_can_be_read(tmp_path: Path) -> None:
     place = store.save(measurement(), tmp_path)
     record = json.loads((place / "run.json").read_text())
-    del record["counters"]
+    del record["counters"], record["broken_off"]
+    (place / "events.parquet").unlink()
+    store._write_table(place / "events.parquet", store._events(dataclasses.replace(measurement(), broken_off=())))
     for c in record["warmup"] + record["completions"]:
         del c["queued_ns"], c["scheduled_ns"], c["preemptions"]
     (place / "run.json").write_text(json.dumps({**record, "schema_version": 2}))
-    assert store.load(place) == dataclasses.replace(measurement(), counters={}, schema_version=2)
+    assert store.load(place) == dataclasses.replace(measurement(), counters={}, broken_off=(), schema_version=2)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

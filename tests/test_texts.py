@@ -47,6 +47,19 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
         prompts.jsonl(file)
 
 
+@pytest.mark.parametrize("source", [prompts.jsonl, prompts.sharegpt])
+@pytest.mark.parametrize("bad", [None, 3, ["a"], b"a"])
+def test_a_path_is_one(source: Any, bad: Any) -> None:
+    with pytest.raises(LemError, match="The path of a prompts file is a text: got"):
+        source(bad)
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"abc", {"prompt": "a"}])
+def test_texts_are_a_list_of_texts(bad: Any) -> None:
+    with pytest.raises(LemError, match=r"texts\(\) takes a list of texts"):
+        prompts.texts(bad)
+
+
 def test_one_text_is_not_a_list_of_letters() -> None:
     with pytest.raises(LemError, match="list of texts"):
         prompts.texts("hello")
@@ -240,6 +253,32 @@ def test_written_gives_them_by_kind() -> None:
     with pytest.raises(LemError, match="no prompts of the kind 'cod': did you mean 'code'"):
         prompts.written("cod")
     assert {r.prompt for r in prompts.jsonl(ROOT / "data" / "prompts" / "code.jsonl")} == {r.prompt for r in code}
+
+
+@pytest.mark.parametrize("bad", [["code"], ("code",), 3, {"code"}])
+def test_written_takes_the_name_of_one_kind(bad: Any) -> None:
+    with pytest.raises(LemError, match=r"kind= takes the name of one kind, not .*: there are: chat, code"):
+        prompts.written(bad)
+
+
+def test_some_of_the_written_prompts_are_of_every_kind() -> None:
+    """The first five of the files would all be turns of one conversation."""
+    everything = prompts.written()
+    kind_of = {r.prompt: kind for kind in KINDS for r in prompts.written(kind)}
+    some = prompts.written(count=16)
+    assert [kind_of[r.prompt] for r in some] == 2 * sorted(KINDS)
+    assert [r.turn for r in some if r.conversation] == [0, 1], "a conversation is begun where it begins"
+    assert sorted(prompts.written(count=90), key=everything.index) == everything
+    assert [kind_of[r.prompt] for r in prompts.written("code", count=3)] == ["code"] * 3
+    drawn = prompts.written(count=40, seed=1)
+    assert drawn == prompts.written(count=40, seed=1) != prompts.written(count=40, seed=2)
+    assert len({kind_of[r.prompt] for r in prompts.written(count=12, seed=1)}) > 3
+    assert traffic.turns(drawn).describe()["conversations"] > 10, "turns that were drawn stay in their order"
+    assert drawn[0].options == {}
+    with pytest.raises(LemError, match=r"hold 90 prompts, and 91 were asked for"):
+        prompts.written(count=91)
+    with pytest.raises(LemError, match="seed= takes a whole number"):
+        prompts.written(count=3, seed="a")  # type: ignore[arg-type]
 
 
 def test_written_conversations_go_on() -> None:

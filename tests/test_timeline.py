@@ -15,6 +15,7 @@ from conftest import ROOT
 
 import lem_kit as lem
 from lem_kit import bands, timeline
+from lem_kit.errors import LemError
 from lem_kit.measurement import Completion, Energy, Measurement, Repeat
 from lem_kit.trace import Domain, Series, Trace
 
@@ -52,6 +53,27 @@ def measurement(**changes: Any) -> Measurement:
 
 def named(figure: Any) -> dict[str, Any]:
     return {trace.name: trace for trace in figure.data}
+
+
+def test_lanes_of_an_interrupted_run_say_what_is_missing() -> None:
+    cut = request(0.3, 0.5, 0.7, tokens=4, error="interrupted", repeat=1)
+    m = dataclasses.replace(
+        measurement(config={"requests": 5, "repeats": 2}), status="interrupted", reasons=("interrupted",), broken_off=(cut,)
+    )
+    figure = m.plot()
+    assert list(named(figure)["interrupted"].x) == [0.7] and list(named(figure)["interrupted"].y) == [1]
+    assert "request 1 interrupted" in named(figure)["interrupted"].text[0] and "failed" not in named(figure)
+    title = figure.layout.title.text.replace("<br>", " ")
+    assert "1 of 2 requests was interrupted." in title and "8 of 10 requests were never handed over: no lanes." in title
+    nothing = dataclasses.replace(m, completions=(), broken_off=())
+    assert "10 of 10 requests were never handed over: no lanes." in nothing.plot().layout.title.text.replace("<br>", " ")
+    ended = dataclasses.replace(m, status="ok", reasons=(), broken_off=())  # `repeats` was the most, and fewer were enough
+    assert "handed over" not in ended.plot().layout.title.text
+
+
+def test_a_title_is_a_text() -> None:
+    with pytest.raises(LemError, match=r"plot\(title=\) takes a text: got 7"):
+        measurement().plot(7)  # type: ignore[arg-type]
 
 
 def test_every_source_is_drawn_and_a_model_looks_different() -> None:

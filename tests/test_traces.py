@@ -93,10 +93,11 @@ HEADER = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n
         ("mooncake", '{"timestamp": 5}\n{"timestamp"\n', "line 2: expected a JSON object"),
         ("mooncake", '{"timestamp": 5}\n7\n', "line 2: expected a JSON object"),
         ("mooncake", "", "holds no request"),
+        (["azure"], HEADER, r"There is no trace format '\['azure'\]'"),
         ("nonsense", HEADER, "There is no trace format 'nonsense'"),
     ],
 )
-def test_a_bad_line_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_named(name: Any, text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "trace"
     path.write_text(text)
     with pytest.raises(LemError, match=words):
@@ -110,6 +111,13 @@ def test_what_cannot_be_read_says_so_when_the_plan_is_made(tmp_path: Path) -> No
     other.write_text("a,b\n1,2\n")
     with pytest.raises(LemError, match=r"no trace that lem_kit knows.*azure, burstgpt, mooncake, bailian"):
         traffic.trace(other)
+    for nothing in ("", "\n\n", "\ufeff"):
+        other.write_text(nothing, "utf-8")
+        with pytest.raises(LemError, match=r"other\.csv is empty: it holds no request"):
+            traffic.trace(other)
+    for no_path in (None, 3, 3.5, ["a"]):
+        with pytest.raises(LemError, match="The path of a trace is a text: got"):
+            traffic.trace(no_path)  # type: ignore[arg-type]
     other.write_bytes(b"\x1f\x8b\x08\xff\xff")
     with pytest.raises(LemError, match="Is it unpacked"):
         traffic.trace(other)

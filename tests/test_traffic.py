@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from conftest import FakeClock, run_at_once
 import lem_kit as lem
 from lem_kit import prompts, traffic
 from lem_kit.errors import LemError
-from lem_kit.measurement import Request, TokenEvent
+from lem_kit.measurement import Completion, Request, TokenEvent
 
 
 class Engine:
@@ -136,43 +138,72 @@ def test_it_runs_where_a_loop_is_running_already() -> None:
     assert asyncio.run(in_a_notebook()) == 1
 
 
-def test_an_interrupt_cancels_the_work_and_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("after_s", [0.0, 0.05], ids=["at once", "later"])
+def test_an_interrupt_cancels_the_work_and_waits_for_it(after_s: float) -> None:
     ended = threading.Event()
 
     async def work() -> None:
         try:
+            await asyncio.sleep(after_s)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0.05)
             ended.set()
 
-    import concurrent.futures
+    for _ in range(20 if not after_s else 1):  # at once, the interrupt may come before anything waits for the work
+        ended.clear()
+        with pytest.raises(KeyboardInterrupt):
+            traffic.run_blocking(work())
+        assert ended.is_set()
 
-    def interrupted(self: object, timeout: float | None = None) -> None:
-        time.sleep(0.05)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(concurrent.futures.Future, "result", interrupted)
+def test_an_interrupt_before_the_work_begins_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    async def work() -> None:
+        begun.append(True)
+
+    traffic.run_blocking(asyncio.sleep(0))  # the loop is there
+    loop = traffic._loop
+    assert loop is not None
+    schedule, calls = loop.call_soon_threadsafe, []
+
+    def interrupted(call: Any, *arguments: Any) -> Any:
+        calls.append(call)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return schedule(call, *arguments)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+    asked = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         traffic.run_blocking(work())
-    assert ended.is_set()
+    assert begun == [] and time.monotonic() - asked < 5
 
 
 class Endless(Engine):
-    """Works until it is closed; the request "bad" fails when all the others are at work."""
+    """Works until it is closed; the request "bad" fails when two others have begun, and "short" is done at once."""
 
     def __init__(self, problem: Exception | None = None) -> None:
         super().__init__(True, problem)
         self.begun: list[str | None] = []
         self.ended: list[str | None] = []
+        self.at_work: Counter[str | None] = Counter()
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
         (request,) = requests
         self.begun.append(request.prompt)
         try:
             while request.prompt != "bad" or len(self.begun) < 3:
+                self.at_work[request.prompt] += 1
                 yield TokenEvent(0, 1)
+                if request.prompt == "short":
+                    return
                 await asyncio.sleep(0)
+            if request.prompt == "bad":
+                yield TokenEvent(0, 1)
             raise self.problem or RuntimeError
         finally:
             self.ended.append(request.prompt)
@@ -202,6 +233,30 @@ def test_cancelled_work_ends_in_the_engine_too() -> None:
         return engine.ended
 
     assert sorted(map(str, asyncio.run(scenario()))) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("problem", [None, LemError("nonsense")], ids=["cancelled", "bad input"])
+def test_what_was_done_until_the_end_is_kept(problem: LemError | None) -> None:
+    """Of the four, two are at work when the end comes, one has ended before, and one is not begun."""
+    engine = Endless(problem)
+    done: dict[int, Completion] = {}
+    asked = prompts.texts(["short", "a", "bad" if problem else "b", "never"])
+
+    async def scenario() -> None:
+        work = asyncio.ensure_future(traffic.send(engine, asked, lem.traffic.concurrency(2), repeat=3, done=done))
+        while len(engine.begun) < 3 or not (problem or engine.at_work["b"]):
+            await asyncio.sleep(0)
+        if problem is None:
+            work.cancel()
+        with pytest.raises((asyncio.CancelledError, LemError)):
+            await work
+
+    asyncio.run(scenario())
+    assert sorted(done) == [0, 1, 2], "what was never handed over is not there"
+    last = "LemError: nonsense" if problem else "interrupted"
+    assert [done[i].error for i in range(3)] == [None, "interrupted", last]
+    assert all(c.repeat == 3 and c.dispatch_ns <= c.events[0][0] <= c.events[-1][0] <= c.done_ns for c in done.values())
+    assert done[0].output_tokens == 1 and done[1].output_tokens == engine.at_work["a"]
 
 
 def test_an_engine_that_names_a_request_it_did_not_get_is_closed() -> None:

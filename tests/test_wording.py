@@ -81,6 +81,18 @@ def test_a_length_that_no_text_has_is_an_error_and_never_nearly_right() -> None:
         prompts.synthetic_text(1, 1, 3, "tiny-llama")  # BOS alone is no prompt
 
 
+@pytest.mark.parametrize("bad", [None, 3, ["tiny-llama"]])
+def test_what_is_no_tokenizer_is_told(bad: Any) -> None:
+    with pytest.raises(LemError, match=r"tokenizer= takes a tokenizer, the name of a model .*: got"):
+        prompts.synthetic_text(1, 7, 3, tokenizer=bad)
+
+
+@pytest.mark.parametrize("gives", [None, 7])
+def test_a_function_that_gives_no_ids_is_told(gives: Any) -> None:
+    with pytest.raises(LemError, match=r"tokenizer= gave (None|7) for a text, and not its ids"):
+        prompts.synthetic_text(1, 7, 3, tokenizer=lambda text: gives)
+
+
 def test_words_are_english_and_exactly_so_many() -> None:
     made = prompts.synthetic_words(30, lengths.uniform(1, 60), 5, seed=7)
     assert [len((r.prompt or "").split()) for r in made] == lengths.uniform(1, 60).draw(30, 7, "words")

@@ -47,7 +47,7 @@ def html(notebook: str | Path, target: str | Path, title: str | None = None, cod
     except OSError as error:
         raise LemError(f"Cannot read the notebook {notebook}: {error.strerror}. Check the path.") from error
     except Exception as error:  # nbformat's own errors have no common ancestor
-        raise LemError(f"{notebook} is not a notebook: {str(error).splitlines()[0]}") from error
+        raise LemError(f"{notebook} is not a notebook: give a file that Jupyter has saved.") from error
     exporter = OfflineHTMLExporter(exclude_input=not code, exclude_input_prompt=True, exclude_output_prompt=True)
     document.metadata["title"] = title or Path(notebook).stem
     body, _ = exporter.from_notebook_node(document)

@@ -206,7 +206,7 @@ def _remarks(m: Measurement, total: metrics.Figure, placed: bool) -> str:
     doubts, idle = metrics.reasons(m), baseline.chosen(m)
     sentences = [
         m.label,
-        f"{metrics.quantity(total.value, total.half_width, 'J')} (half-width of a 95 % interval), "
+        f"{total.told('J')} (half-width of a 95 % interval), "
         f"{metrics.METHODS[total.method]}: {', '.join(total.keys)}. It covers {', '.join(total.scopes)} and nothing else",
     ]
     if total.method == "model":
@@ -214,7 +214,7 @@ def _remarks(m: Measurement, total: metrics.Figure, placed: bool) -> str:
     if len(m.repeats) > 1:
         sentences.append(f"{len(m.repeats)} repeats are summed: energy, seconds and requests")
     if per_token := metrics.j_per_output_token(m):
-        sentences.append(f"{metrics.quantity(per_token.value, per_token.half_width, 'J per output token')}, gross")
+        sentences.append(f"{per_token.told('J per output token')}, gross")
     if metrics.net_energy_j(m) and idle is not None:
         watts = ", ".join(f"{key} {idle['power_w'][key]['watts']:.4g} W" for key in total.keys)
         sentences.append(f"Idle baseline ({idle['kind']}): {watts}; it is not subtracted")

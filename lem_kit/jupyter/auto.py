@@ -122,10 +122,9 @@ def line(m: Measurement) -> str:
     if total is None:
         parts.insert(0, f"energy not known ({', '.join(metrics.reasons(m)[:2]) or 'no reading'})")
     else:
-        energy = metrics.quantity(total.value, total.half_width, "J")
-        parts.insert(0, f"{energy} ({metrics.METHODS[total.method]}, covers {', '.join(total.scopes)})")
-    if power is not None:
-        parts.append(metrics.quantity(power.value, power.half_width, "W"))
+        parts.insert(0, f"{total.told('J')} ({metrics.METHODS[total.method]}, covers {', '.join(total.scopes)})")
+    if power is not None and power.resolved:  # else it says no more than the energy
+        parts.append(power.told("W"))
     status = "" if m.status == "ok" else f" [{m.status}]"
     return f"⚡ {m.label}{status}: {', '.join(parts)}"
 

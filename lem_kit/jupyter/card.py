@@ -57,20 +57,23 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
         rows.append(("energy", "not known"))
     else:
         covers = f"{metrics.METHODS[total.method]}: {', '.join(total.keys)}; covers {', '.join(total.scopes)}"
-        rows.append(("energy", f"{metrics.quantity(total.value, total.half_width, 'J')} ({covers})"))
+        rows.append(("energy", f"{total.told('J')} ({covers})"))
     if len(m.repeats) > 1 and (each := metrics.energy_j_per_repeat(m)):
-        rows.append(("per repeat", f"{metrics.quantity(each.value, each.half_width, 'J')} ({len(m.repeats)} repeats)"))
+        rows.append(("per repeat", f"{each.told('J')} ({len(m.repeats)} repeats)"))
     if net := metrics.net_energy_j(m):
         kind = (baseline.chosen(m) or {}).get("kind")
-        note = "; below idle: the baseline was none" if net.value < 0 else ""
-        rows.append(("net of idle", f"{metrics.quantity(net.value, net.half_width, 'J')} (baseline: {kind}{note})"))
+        note = "; below idle: the baseline was none" if net.value + net.half_width < 0 else ""
+        rows.append(("net of idle", f"{net.told('J')} (baseline: {kind}{note})"))
+    elif why := metrics.net_energy_absent(m):
+        rows.append(("net of idle", f"not known: {why}"))
     if per_token := metrics.j_per_output_token(m):
-        rows.append(("per output token", metrics.quantity(per_token.value, per_token.half_width, "J")))
-    if power := metrics.mean_power_w(m):
-        rows.append(("mean power", metrics.quantity(power.value, power.half_width, "W")))
+        rows.append(("per output token", per_token.told("J")))
+    if (power := metrics.mean_power_w(m)) and power.resolved:  # else it says no more than the energy
+        rows.append(("mean power", power.told("W")))
     for key, apart in metrics.agreement(m.energy).items():
         rows.append(("two figures", f"{key} and its integrated power differ by {100 * abs(apart):.2g} %"))
     rows.append(("time", f"{metrics.measured_s(m):.4g} s"))
+    rows += _unfinished_rows(m)
     if (tokens := metrics.output_tokens(m)) is not None:
         rate = metrics.output_tokens_per_s(m)
         rows.append(("output tokens", f"{tokens}" + (f" ({rate:.4g} tokens/s)" if rate else "")))
@@ -79,6 +82,23 @@ def _rows(m: Measurement) -> list[tuple[str, str]]:
         if middle is not None:
             rows.append((f"{name} median", f"{middle * 1e3:.4g} ms"))
     return rows + _hardware_rows(m)
+
+
+def _unfinished_rows(m: Measurement) -> list[tuple[str, str]]:
+    """Of a measurement that did not end well: what the figures are of."""
+    rows = []
+    if m.status != "ok" and m.repeats:
+        ended, asked = len(m.repeats), m.config.get("repeats", m.config.get("repeat"))
+        rows.append(
+            (
+                "repeats",
+                f"{ended}{f' of {asked}' if asked else ''} ended; the figures are of {'it' if ended == 1 else 'them'}",
+            )
+        )
+    if m.status != "ok" and m.completions:
+        begun = len(m.completions) + len(m.broken_off)
+        rows.append(("requests", f"{metrics.completed_requests(m)} completed of {begun} that were sent"))
+    return rows
 
 
 def _hardware_rows(m: Measurement) -> list[tuple[str, str]]:
@@ -114,7 +134,9 @@ def _gain_note(m: Measurement) -> list[str]:
 
 
 def _energy_text(e: Energy) -> str:
-    return "not known" if e.joules is None else metrics.quantity(e.joules, e.uncertainty_j, "J")
+    if e.joules is None or e.uncertainty_j is None:
+        return "not known"
+    return (metrics.unresolved if "unresolved" in e.reasons else metrics.quantity)(e.joules, e.uncertainty_j, "J")
 
 
 def _notes(m: Measurement) -> list[str]:

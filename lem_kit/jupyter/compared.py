@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ..comparison import Comparison
     from ..ratios import Ratio
 
+SHOWN = 5  # pairs whose run ids are told
+
 
 def mimebundle(found: Comparison) -> tuple[dict[str, str], dict[str, Any]]:
     """Text and HTML, with the figures as metadata."""
@@ -40,9 +42,18 @@ def _table(found: Comparison) -> list[tuple[str, str, str, str]]:
 
     rows = [(r.told, number(r, r.a), number(r, r.b), interval(r)) for r in found.ratios]
     if found.matched:
-        of = f"of the {found.matched.requests} of {found.matched.of} requests of equal length"
-        rows += [(f"{r.told}, {of}", number(r, r.a), number(r, r.b), interval(r)) for r in found.matched.ratios]
+        of = found.matched.told
+        rows += [(f"{r.told}, of {of}", number(r, r.a), number(r, r.b), interval(r)) for r in found.matched.ratios]
     return rows
+
+
+def _notes(found: Comparison) -> list[str]:
+    """What stands against it, and which measurements these are, as far as that can be read."""
+    notes = [f"{d.code}: {d.told}" for d in found.differences]
+    if 0 < len(found.a) <= SHOWN:
+        sides = zip(found.names, (found.a, found.b))
+        return [*notes, "; ".join(f"{name}: {', '.join(m.run_id for m in side)}" for name, side in sides)]
+    return notes
 
 
 def text(found: Comparison) -> str:
@@ -51,7 +62,7 @@ def text(found: Comparison) -> str:
     rows = [head, *_table(found)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
-    return "\n".join([found.verdict, *lines, *(f"note  {d.code}: {d.told}" for d in found.differences)])
+    return "\n".join([found.verdict, *lines, *(f"note  {note}" for note in _notes(found))])
 
 
 def html(found: Comparison) -> str:
@@ -59,5 +70,5 @@ def html(found: Comparison) -> str:
     a, b = map(escape, found.names)
     head = f"<tr><th></th><th>{a}</th><th>{b}</th><th>{b} / {a}</th></tr>"
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in _table(found))
-    notes = "".join(f"<li>{escape(d.code)}: {escape(d.told)}</li>" for d in found.differences)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(found))
     return f"<p><b>{escape(found.verdict)}</b></p><table>{head}{rows}</table>" + (f"<ul>{notes}</ul>" if notes else "")

@@ -29,8 +29,8 @@ from html import escape
 from typing import Any, NamedTuple
 
 from .. import metrics, session
-from ..course import on_line
 from ..measurement import Energy
+from ..samples import on_line
 from ..session import Session, Window
 from ..trace import Domain, Trace
 

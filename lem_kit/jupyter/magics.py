@@ -13,15 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, needs_local_scope, no_var_expand
-from IPython.utils.text import DollarFormatter
 
 from ..session import Window
 from .cell import MISPLACED, Cell, compiled, prompt_interrupts
-from .measured import Measured
-from .options import MeasureUsageError, expression, parsed, split_statement, with_options
+from .measured import Measured, waited_for
+from .options import MeasureUsageError, expanded, expression, folder, parsed, split_statement, with_options
 
 
 @magics_class
@@ -34,12 +34,14 @@ class MeasureMagics(Magics):
     @line_cell_magic
     def measure_energy(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
         """Measure the energy of a cell, `%%measure_energy [options]` as its first line, or of a statement:
-        `%measure_energy [options] statement`. Its value is the value of what was measured.
+        `%measure_energy [options] statement`. Its value is the value of what was measured. In the options, but not in
+        --tokens, {name} and $name become the values of your variables.
         """
         __tracebackhide__ = True  # between the magic's line and the user's own lines there is nothing to see
         code, measured = self._prepared(line, cell, local_ns)
         if code.waits:
             self.refuse_await()
+        measured.session.wait_for_sources(waited_for)
         if measured.baseline_s:
             with measured.session.idling(measured.baseline_s):
                 threading.Event().wait(measured.baseline_s)
@@ -61,6 +63,7 @@ class MeasureMagics(Magics):
         __tracebackhide__ = True
         code, measured = self._prepared(line, cell, None, statement)
         with prompt_interrupts():
+            await _beside(lambda: measured.session.wait_for_sources(waited_for))
             if measured.baseline_s:
                 with measured.session.idling(measured.baseline_s):
                     await asyncio.sleep(measured.baseline_s)
@@ -92,11 +95,11 @@ class MeasureMagics(Magics):
             line, cell = split_statement(parser, line)
             statement = True
         names = local_ns if local_ns is not None else self.shell.user_ns
-        with contextlib.suppress(Exception):  # as IPython does, but for the options alone: `{n}` in a statement is a set
-            line = DollarFormatter().vformat(line, args=[], kwargs={**self.shell.user_ns, **names})
+        line = expanded(line, {**self.shell.user_ns, **names})  # the options alone: `{n}` in a statement is a set
         options = parsed(parser, line)
         tokens = expression(options.tokens)
         code = compiled(self.shell, line, cell, statement, names)
+        options.save = folder(options.save)
         return code, Measured(session(), self.shell, options, tokens, names)
 
     def refuse_await(self) -> None:
@@ -121,13 +124,15 @@ class MeasureMagics(Magics):
     @line_magic
     def lem_auto(self, line: str) -> None:
         """Measure every cell that follows: `%lem_auto on`, and `%lem_auto off`. Alone it says which it is."""
-        from . import cells
+        from . import cells, session
 
         word = line.strip()
         if word not in ("on", "off", ""):
             raise MeasureUsageError(f"%lem_auto takes 'on' or 'off': got {word!r}", "lem_auto")
         if word:
             cells().automatic = word == "on"
+        if cells().automatic:
+            session().wait_for_sources(waited_for)
         print(f"lem_kit measures {'every cell' if cells().automatic else 'cells with %%measure_energy only'}.")
 
     @line_magic
@@ -142,8 +147,14 @@ class MeasureMagics(Magics):
 
 
 async def _ended(window: Window | None) -> None:
-    """Wait until the window's measurement is complete; other tasks of the loop go on meanwhile."""
+    """Wait until the window's measurement is complete."""
     __tracebackhide__ = True
     if window is not None:
-        with contextlib.suppress(RuntimeError):  # no asyncio: then whoever asks for the measurement waits
-            await asyncio.get_running_loop().run_in_executor(None, lambda: window.measurement)
+        await _beside(lambda: window.measurement)
+
+
+async def _beside(wait: Callable[[], object]) -> None:
+    """Call what waits; other tasks of the loop go on meanwhile."""
+    __tracebackhide__ = True
+    with contextlib.suppress(RuntimeError):  # no asyncio: then nobody waits before the measurement is asked for
+        await asyncio.get_running_loop().run_in_executor(None, wait)

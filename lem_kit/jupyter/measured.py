@@ -9,21 +9,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from IPython.display import display
 
 from .. import baseline, metrics, store
 from ..errors import LemError
-from ..session import Session, Window
+from ..session import LONGEST_START_S, Session, Window
 from .options import UNTIL, MeasureUsageError
 
 # A baseline is measured again after this time: rooms and machines warm up.
 FRESH_S = 1800.0
+
+
+def waited_for(names: list[str]) -> None:
+    """Say which sources are waited for."""
+    who = f"{', '.join(names)}, which {'is' if len(names) == 1 else 'are'} still starting"
+    print(f"lem_kit: waiting for {who}; {LONGEST_START_S:g} s at most.", file=sys.stderr)
 
 
 class Measured:
@@ -48,12 +54,17 @@ class Measured:
         if asked is None or not self.session.sources:
             return None
         found = self.session.baselines.get(baseline.kind_now(None))
-        if found is None:
+        if found is None or not found["power_w"] or self._starting_then(found):
             return asked
         now = datetime.datetime.now(datetime.timezone.utc)
         age_s = (now - datetime.datetime.fromisoformat(found["started_at"])).total_seconds()
         length_s = next((m.duration_s for m in self.session.measurements if m.run_id == found["run_id"]), 0.0)
         return None if age_s < FRESH_S and length_s > 0.9 * asked else asked
+
+    def _starting_then(self, found: dict[str, Any]) -> bool:
+        """Whether a source gives readings now that was still starting when this baseline was measured."""
+        why = {key: found.get("unknown", {}).get(key, ["source_starting"]) for key in self.session.domains}
+        return any("source_starting" in codes and key not in found["power_w"] for key, codes in why.items())
 
     @contextlib.contextmanager
     def window(self, wait: bool = True) -> Iterator[Iterator[AbstractContextManager[None]]]:
@@ -78,10 +89,12 @@ class Measured:
 
     @contextlib.contextmanager
     def _turn(self, window: Window) -> Iterator[None]:
-        with window.repeat() if self.most > 1 else contextlib.nullcontext(window) as span:
+        # What counts the tokens is no part of what is measured.
+        with window.repeat() if self.most > 1 or self._tokens else contextlib.nullcontext(window) as span:
             yield
         if self._tokens and not self.problem:
             span.output_tokens, self.problem = self._count()
+            window.output_tokens = span.output_tokens if self.most == 1 else None
 
     def _count(self) -> tuple[int | None, str | None]:
         """The number of output tokens, or what is wrong with the expression."""
@@ -122,7 +135,7 @@ class Measured:
             display(m)
         if self.options.save:
             try:
-                store.save(m, Path(self.options.save).expanduser())
+                store.save(m, self.options.save)
             except LemError as error:
                 if m.status == "ok":
                     raise MeasureUsageError(f"--save: {error}") from None

@@ -10,18 +10,23 @@ import argparse
 import keyword
 import re
 import shlex
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from IPython.core.magic_arguments import argument, magic_arguments
+from IPython.utils.text import DollarFormatter
 
 from ..errors import nearest
-from ..preflight import results
 from ..statistics import repeat_until
 
 DEFAULT_BASELINE_S = 5.0
 UNTIL = repeat_until()  # how --interval repeats where nothing else is said
+
+_VALUE = r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:\\.|[^"\\])*")+"""
+_WORD = re.compile(rf"\s*({_VALUE})")
+_TOKENS = re.compile(rf"(?<!\S)--tokens(?:=|\s+){_VALUE}")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,9 +80,17 @@ def with_options(magic: F) -> F:
 def parsed(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace:
     """The options in `line`. MeasureUsageError for the first thing that is wrong."""
     try:
-        options, rest = parser.parse_known_args(shlex.split(line))
-    except Exception as error:  # IPython's UsageError, which is no ValueError, or shlex's
-        raise MeasureUsageError(str(error)) from None
+        words = shlex.split(line)
+    except ValueError as error:
+        where = (
+            "the options end in a backslash" if "escaped" in str(error) else "a quotation mark in the options is not closed"
+        )
+        raise MeasureUsageError(f"{where}: {line}") from None
+    try:
+        options, rest = parser.parse_known_args(words)
+    except Exception as error:  # IPython's UsageError, which is no ValueError
+        raise MeasureUsageError(_plainly(str(error))) from None
+    _check_once(parser, words)
     for word in rest:
         if word.startswith("-") and word != "--":
             raise MeasureUsageError(f"there is no option {word}: {nearest(word.partition('=')[0], _names(parser))}")
@@ -85,6 +98,33 @@ def parsed(parser: argparse.ArgumentParser, line: str) -> argparse.Namespace:
         raise MeasureUsageError(f"{' '.join(rest)!r} belongs to no option; the code to measure begins on the next line")
     _check(options)
     return options
+
+
+def _plainly(told: str) -> str:
+    """What argparse tells, in words of the options'."""
+    for pattern, words in _TOLD:
+        if found := re.fullmatch(pattern, told):
+            return words.format(*found.groups())
+    return told
+
+
+_TOLD = (
+    (
+        r"argument (--baseline): invalid float value: (.*)",
+        "{} takes a number: got {}; the code to measure begins on the next line",
+    ),
+    (r"argument (\S+): invalid int value: (.*)", "{} takes a whole number: got {}"),
+    (r"argument (\S+): invalid float value: (.*)", "{} takes a number: got {}"),
+    (r"argument (\S+): expected one argument", "{} needs a value behind it"),
+    (r"argument (\S+): ignored explicit argument (.*)", "{} takes no value: got {}"),
+)
+
+
+def _check_once(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    names = _names(parser)
+    given = [names.get(word.partition("=")[0]) or (names["-o"] if word.startswith("-o") else None) for word in words]
+    if twice := [action for action in given if action is not None and given.count(action) > 1]:
+        raise MeasureUsageError(f"{twice[0].option_strings[0]} is given twice")
 
 
 def _names(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -99,7 +139,7 @@ def _check(options: argparse.Namespace) -> None:
         raise MeasureUsageError(f"--warmup must not be negative: got {options.warmup}")
     if options.output is not None and (not options.output.isidentifier() or keyword.iskeyword(options.output)):
         raise MeasureUsageError(f"-o takes the name of a variable: got {options.output!r}")
-    if not options.label:
+    if not options.label.strip():
         raise MeasureUsageError("--label must not be empty")
     if options.baseline is not None and not 0 < options.baseline <= 86_400:
         raise MeasureUsageError(f"--baseline takes a number of seconds above 0: got {options.baseline:g}")
@@ -107,10 +147,38 @@ def _check(options: argparse.Namespace) -> None:
         raise MeasureUsageError(f"--interval is a share of the energy, 0.02 for 2 %: got {options.interval:g}")
     if options.interval is not None and options.repeat is not None and options.repeat < 2:
         raise MeasureUsageError("--interval judges by repeats: --repeat must be at least 2 with it")
-    if options.save is not None:
-        found = results(Path(options.save).expanduser())
-        if found.state == "failure":
-            raise MeasureUsageError(f"--save {options.save}: {found.finding}")
+    if options.save is not None and not options.save.strip():
+        raise MeasureUsageError("--save must not be empty: it takes a folder")
+
+
+def folder(text: str | None) -> Path | None:
+    """The folder of `--save` from the root, so that a cell may go elsewhere; None without one. MeasureUsageError where
+    nothing can be written: folder and file are tried, for permissions do not tell all, and nothing of it stays."""
+    if text is None:
+        return None
+    try:
+        place = Path(text).expanduser().absolute()
+        missing = [part for part in (place, *place.parents) if not part.exists()]
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+        for made in missing:
+            made.rmdir()
+        return place
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a NUL; a user who is not known
+        raise MeasureUsageError(f"--save {text} cannot be written to: {getattr(error, 'strerror', None) or error}") from None
+
+
+def expanded(line: str, variables: Mapping[str, Any]) -> str:
+    """The line with {name} and $name replaced by variables, as IPython does it for magics; not in --tokens, whose braces are
+    Python's. Where one cannot be replaced, all stay."""
+    kept = _TOKENS.search(line)
+    parts = [line] if kept is None else [line[: kept.start()], line[kept.end() :]]
+    try:
+        parts = [DollarFormatter().vformat(part, args=[], kwargs=variables) for part in parts]
+    except Exception:  # an expression of the user's own may raise anything
+        return line
+    return (kept[0] if kept else "").join(parts)
 
 
 def expression(text: str | None) -> Any:
@@ -125,8 +193,6 @@ def expression(text: str | None) -> Any:
 
 
 # --- a line with options and a statement --------------------------------------------------------------------------------
-
-_WORD = re.compile(r"""\s*((?:[^\s'"\\]|\\.|'[^']*'|"(?:\\.|[^"\\])*")+)""")
 
 
 def split_statement(parser: argparse.ArgumentParser, line: str) -> tuple[str, str]:

@@ -68,8 +68,12 @@ def _sources(session: Session) -> list[tuple[str, str, str]]:
         for key, domain in sorted(domains.items())
     ]
     told = {key.partition(":")[0].removesuffix("_power") for key in domains}
-    starting = "open; what it measures is known when it has started"
-    rows += [(name, starting, "") for name in session.sources if name not in told]
+    starting = "open, and still starting; what it measures is known when it has"
+    rows += [
+        (name, f"not open: {failure}" if failure else starting, "")
+        for name, failure in session.silent.items()
+        if failure or name not in told
+    ]
     for name, reason in session.unavailable.items():
         rows.append((name, f"not open: {reason}", ""))
     asked = os.environ.get("LEM_KIT_SOURCES")

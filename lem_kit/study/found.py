@@ -55,7 +55,7 @@ class Trial:
 
     @property
     def j_per_output_token(self) -> str:
-        return "–" if self.figure is None else metrics.quantity(self.figure.value, self.figure.half_width, "J")
+        return "–" if self.figure is None else self.figure.told("J")
 
     @property
     def violation(self) -> float:

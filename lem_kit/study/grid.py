@@ -110,7 +110,7 @@ def parse(path: Path) -> dict[Any, Any]:
     try:
         asked = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LemError(f"Cannot read the study file {path}: {error.strerror}. Check the path.") from error
+        raise LemError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LemError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(asked, dict):
