@@ -245,9 +245,9 @@ def test_a_console_that_is_interrupted_in_an_await_ends_the_cell(
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     options = "--quiet" if quiet else ""
-    result, shown = run(shell, f"%%measure_energy -o m {options}\nimport asyncio\nawait asyncio.sleep(1)\nlate = True")
+    result, shown = run(shell, f"%%measure_energy -o m {options}\nimport asyncio\nawait asyncio.sleep(20)\nlate = True")
     m = shell.user_ns["m"]
-    assert isinstance(result.error_in_exec, KeyboardInterrupt) and m.status == "interrupted" and 0.2 < m.duration_s < 0.9
+    assert isinstance(result.error_in_exec, KeyboardInterrupt) and m.status == "interrupted" and 0.2 < m.duration_s < 5
     assert ("cell (window, interrupted)" in shown) is not quiet and jupyter.session().open_windows == []
     run(shell, "%%measure_energy -o m\nawait asyncio.sleep(1)")
     assert "late" not in shell.user_ns and m.parent is None
