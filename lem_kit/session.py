@@ -44,6 +44,7 @@ from .trace import Domain, Series, Trace
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
 BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
 FEW_REQUESTS = 30
+NOTICED_S = 0.5  # a wait that is shorter is not worth a word
 LONGEST_START_S = 3.0  # so long a window waits for a source that is still starting,
 LATEST_START_S = 15.0  # unless the session has been open for so long
 FIRST_READINGS_NS = 1_000_000_000  # after this a counter that stands still is one that does
@@ -193,7 +194,7 @@ class Session:
         began_s = time.monotonic()
         until_s = min(began_s + LONGEST_START_S, self._opened_s + LATEST_START_S)
         while (names := self.starting) and self._sampler.running and (now_s := time.monotonic()) < until_s:
-            if tell and now_s > began_s + 0.1:
+            if tell and now_s > began_s + NOTICED_S:
                 tell(names)
                 tell = None
             time.sleep(0.01)

@@ -329,12 +329,12 @@ def test_a_baseline_is_measured_once_in_a_while_and_gives_net_energy(
 
 
 class Starting(Meter):
-    """Knows nothing of its domains until `ready` is set, or for 0.3 s."""
+    """Knows nothing of its domains until `ready` is set, or for 0.8 s."""
 
     def __init__(self) -> None:
         super().__init__(time.monotonic_ns)
         self.ready, self._later = threading.Event(), self.domains
-        self._until = time.monotonic() + 0.3
+        self._until = time.monotonic() + 0.8
         self.domains = {}
 
     def read(self) -> dict[str, Reading]:
@@ -346,7 +346,7 @@ class Starting(Meter):
 
 @pytest.fixture
 def starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The notebook's meter needs 0.3 s to start. Before `shell` in a test's arguments."""
+    """The notebook's meter needs 0.8 s to start. Before `shell` in a test's arguments."""
     monkeypatch.setattr(jupyter, "Session", lambda: lem.Session(sources=[Starting()]))
 
 
