@@ -13,12 +13,11 @@ import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from . import comparable
 from .comparable import Difference
-from .errors import LemError, nearest
+from .errors import LemError, nearest, shown
 from .measurement import Measurement
 from .ratios import (
     ENERGY,
@@ -141,7 +140,7 @@ def compare(
     first, second = _names(names)
     permitted = _permitted(allow)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
-        raise LemError(f"tolerance= takes a whole number of output tokens, 0 or more: got {brief(tolerance)}.")
+        raise LemError(f"tolerance= takes a whole number of output tokens, 0 or more: got {shown(tolerance)}.")
     sides = [_side(given) for given in (a, b)]
     if not sides[0] or len(sides[0]) != len(sides[1]):
         raise LemError(
@@ -172,8 +171,8 @@ def compare(
         if any(r.metric in ENERGY for r in matched.ratios):
             here = f": that of {matched.told} is given, too"
             found = [d._replace(told=d.told + here) if d.code == "other_output_lengths" else d for d in found]
-    shown = tuple(r for r in ratios if r.ratio is not None or r.why)
-    return Comparison((first, second), shown, tuple(found), matched, tuple(sides[0]), tuple(sides[1]))
+    known = tuple(r for r in ratios if r.ratio is not None or r.why)
+    return Comparison((first, second), known, tuple(found), matched, tuple(sides[0]), tuple(sides[1]))
 
 
 def _side(given: Any) -> list[Measurement]:
@@ -183,7 +182,7 @@ def _side(given: Any) -> list[Measurement]:
     for m in side:
         if not isinstance(m, Measurement):
             hint = "its .measurement is one" if hasattr(type(m), "measurement") else "lem.load() reads one that was saved"
-            raise LemError(f"compare() compares measurements: got {brief(m)}; {hint}.")
+            raise LemError(f"compare() compares measurements: got {shown(m)}; {hint}.")
     return side
 
 
@@ -205,7 +204,7 @@ def _names(names: Any) -> tuple[str, str]:
     """LemError where there are not two names that can be told apart."""
     known = isinstance(names, tuple | list) and len(names) == 2 and all(isinstance(n, str) and n.strip() for n in names)
     if not known or names[0] == names[1]:
-        raise LemError(f"names= takes two names that differ, as ('eager', 'compiled'): got {brief(names)}.")
+        raise LemError(f"names= takes two names that differ, as ('eager', 'compiled'): got {shown(names)}.")
     return names[0], names[1]
 
 
@@ -214,7 +213,7 @@ def _permitted(allow: Any) -> set[str]:
     codes = [allow] if isinstance(allow, str) or not isinstance(allow, Iterable) else list(allow)
     for code in codes:
         if not isinstance(code, str):
-            raise LemError(f"allow= takes codes of what shall forbid nothing, as ['other_prompts']: got {brief(allow)}.")
+            raise LemError(f"allow= takes codes of what shall forbid nothing, as ['other_prompts']: got {shown(allow)}.")
         if code not in comparable.DIFFERENCES:
             raise LemError(f"There is no difference '{code}' to allow: {nearest(code, comparable.DIFFERENCES)}")
         if code in comparable.NEVER:
@@ -256,7 +255,7 @@ def in_turns(
     names, allow = _names(names), _permitted(allow)
     _callable(calls, names)
     if not isinstance(until, RepeatUntil):
-        raise LemError(f"until= takes lem.repeat_until(interval=0.02), say: got {brief(until)}.")
+        raise LemError(f"until= takes lem.repeat_until(interval=0.02), say: got {shown(until)}.")
     sides: tuple[list[Measurement], list[Measurement]] = ([], [])
     mark = uuid.uuid4().hex[:8]
     while True:
@@ -309,5 +308,5 @@ def _callable(calls: tuple[Any, Any], names: tuple[str, str]) -> None:
         if not callable(given):
             raise LemError(
                 f"{name} is to be a function that returns a Measurement, as lambda: session.run(engine, requests): "
-                f"got {brief(given)}."
+                f"got {shown(given)}."
             )

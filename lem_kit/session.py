@@ -352,9 +352,6 @@ class Session:
             "prompts_sha256": prompts.digest(requests),
             **({"prompt_ids_sha256": ids_sha256} if ids_sha256 else {}),
         }
-        completions: list[Completion] = []
-        known_well = False
-        lag = traffic.LoopLag()
         described = jsonable(backend.describe())
         for forget in (getattr(backend, name, dict) for name in ("counters", "steps")):
             forget()  # what it holds by now is of the warm-up
@@ -363,25 +360,7 @@ class Session:
             window.progress = traffic.Progress.of(requests, arrivals, most)
             if doubt:
                 window.reasons.append(doubt)
-            for number in range(most):
-                done: dict[int, Completion] = {}
-                try:
-                    with window.repeat() as span:
-                        sending = traffic.send(backend, requests, arrivals, number, window.progress, done)
-                        traffic.run_blocking(lag.during(sending))
-                except BaseException:
-                    rest = tuple(done[i] for i in sorted(done))
-                    window.facts |= {"broken_off" if window.repeats else "completions": rest, "loop_lag_s": lag.worst_s}
-                    window.reasons += _doubts(rest if not window.repeats else completions, arrivals, len(requests))
-                    raise
-                completions += (done[i] for i in range(len(requests)))
-                span.output_tokens = sum(c.output_tokens for c in done.values())
-                window.facts.update(completions=tuple(completions), loop_lag_s=lag.worst_s)
-                if until and (known_well := _known_well(window, until)):
-                    break
-            if until and not known_well:
-                window.reasons.append("interval_not_reached")
-            window.reasons += _doubts(completions, arrivals, len(requests))
+            completions = _send_repeats(window, backend, requests, arrivals, most, until)
             errors = [c.error for c in completions if c.error is not None]
             if len(errors) == len(completions):
                 where = f" The record is in {self.folder / run_id}." if self.folder else ""
@@ -554,6 +533,40 @@ def current_owner() -> asyncio.Task[Any] | threading.Thread:
         return asyncio.current_task() or threading.current_thread()
     except RuntimeError:  # no event loop is running
         return threading.current_thread()
+
+
+def _send_repeats(
+    window: Window,
+    backend: Backend,
+    requests: Sequence[Request],
+    arrivals: traffic.Arrivals,
+    most: int,
+    until: RepeatUntil | None,
+) -> list[Completion]:
+    """Send all requests in each repeat, `most` times or until enough is known; the window gets what came, as it comes."""
+    completions: list[Completion] = []
+    known_well = False
+    lag = traffic.LoopLag()
+    for number in range(most):
+        done: dict[int, Completion] = {}
+        try:
+            with window.repeat() as span:
+                sending = traffic.send(backend, requests, arrivals, number, window.progress, done)
+                sent = traffic.run_blocking(lag.during(sending))
+        except BaseException:
+            rest = tuple(done[i] for i in sorted(done))
+            window.facts |= {"broken_off" if window.repeats else "completions": rest, "loop_lag_s": lag.worst_s}
+            window.reasons += _doubts(completions if window.repeats else rest, arrivals, len(requests))
+            raise
+        completions += sent
+        span.output_tokens = sum(c.output_tokens for c in sent)
+        window.facts.update(completions=tuple(completions), loop_lag_s=lag.worst_s)
+        if until and (known_well := _known_well(window, until)):
+            break
+    if until and not known_well:
+        window.reasons.append("interval_not_reached")
+    window.reasons += _doubts(completions, arrivals, len(requests))
+    return completions
 
 
 def _doubts(completions: Sequence[Completion], arrivals: traffic.Arrivals, count: int) -> list[str]:
