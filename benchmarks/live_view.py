@@ -52,6 +52,7 @@ def measure(model_name: str, pairs: int, seconds: float, threads: int | None, fa
     session = lem.Session()
     cpu_s: list[float] = []
     drawings = 0
+    live._names_cell = lambda parent: True  # as JupyterLab does: then the view is a panel
     draw, run = live.View._draw, live.View.run
 
     def counted(self: Any, *given: Any) -> None:

@@ -300,7 +300,9 @@ def test_in_a_kernel_only_long_windows_that_somebody_looks_at_are_shown(kernel: 
     assert not shown(kernel.run("with session.window('short'):\n    pass", cell="a1"))
     assert not shown(kernel.run(LONG)), "whoever runs notebooks by itself gets none"
     assert not shown(kernel.run(f"os.environ['LEM_KIT_NONINTERACTIVE'] = '1'\n{LONG}", cell="a1"))
-    assert [data for *_, data in shown(kernel.run(f"os.environ['LEM_KIT_LIVE'] = '1'\n{LONG}"))][-1:] == [set()]
+    told = kernel.run(f"os.environ['LEM_KIT_LIVE'] = '1'\n{LONG}")
+    assert [data for *_, data in shown(told)][-1:] == [set()]
+    assert not any(m["msg_type"].startswith("comm") for m in told), "nbclient keeps the state of a widget that is closed"
 
 
 def test_in_a_kernel_without_widgets_the_output_is_sent_again(kernel: Kernel) -> None:

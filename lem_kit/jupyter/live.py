@@ -2,8 +2,8 @@
 
 The one idea: the view is a widget (`ipywidgets.HTML`) whose value is set twice a second. When the window has ended, its
 output is emptied and the widget closed with all that belongs to it, so that no state of it can be saved. What is left in the
-file is an output that holds nothing, which nbval, too, takes for nothing. Where the kernel has no ipywidgets, the output
-itself is sent again instead.
+file is an output that holds nothing, which nbval, too, takes for nothing. Where the kernel has no ipywidgets, or its client
+names no cell, the output itself is sent again instead.
 
 A thread of its own draws it from what the sampler and `traffic.send` have written, takes no lock and prints nothing; its
 messages name the cell that they belong to. The user's thread only starts and ends it.
@@ -65,12 +65,20 @@ def disable() -> None:
 
 def watch(of: Session, window: Window) -> Callable[[], None]:
     """Start the view of a window that is about to open; the function returned ends it."""
-    publish = publisher()
-    if publish is None:
+    kernel = kernel_here()
+    if kernel is None or not wanted(parent := kernel.get_parent()):
         return lambda: None
-    with contextlib.suppress(ImportError):
-        import ipywidgets  # noqa: F401 - here, so that no measured window pays for it
-    view = View(of, window, publish, AFTER_S, EVERY_S)
+
+    def publish(kind: str, content: dict[str, Any]) -> None:
+        kernel.session.send(kernel.iopub_socket, kind, content=content, parent=parent, ident=kernel._topic("display_data"))
+
+    widgets: Any = None
+    if _names_cell(parent):  # what else is made to show it may keep the state of widgets that are closed, as nbclient does
+        with contextlib.suppress(ImportError):
+            import ipywidgets  # here, so that no measured window pays for it
+
+            widgets = ipywidgets
+    view = View(of, window, publish, AFTER_S, EVERY_S, widgets)
     view.start()
     return view.end
 
@@ -88,30 +96,26 @@ def wanted(parent: Mapping[str, Any]) -> bool:
         return asked == "1"
     if os.environ.get("LEM_KIT_NONINTERACTIVE"):
         return False
+    return _names_cell(parent)
+
+
+def _names_cell(parent: Mapping[str, Any]) -> bool:
     typed = parent.get("header", {}).get("msg_type") == "execute_request"
     return typed and "cellId" in (parent.get("metadata") or {})
 
 
-def publisher() -> Publish | None:
-    """What sends a message about the request that this process's kernel works on now; None where no view is wanted."""
+def kernel_here() -> Any:
+    """The kernel that this process is; None where it is none."""
     ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
-    if kernel is None:
-        return None
-    parent = kernel.get_parent()
-    if not wanted(parent):
-        return None
-
-    def publish(kind: str, content: dict[str, Any]) -> None:
-        kernel.session.send(kernel.iopub_socket, kind, content=content, parent=parent, ident=kernel._topic("display_data"))
-
-    return publish
+    return getattr(ipython.get_ipython(), "kernel", None) if ipython else None
 
 
 class View(threading.Thread):
-    """Draws one window until it has ended."""
+    """Draws one window until it has ended: in a panel of `widgets`, the module of ipywidgets, or else in an output."""
 
-    def __init__(self, of: Session, window: Window, publish: Publish, after_s: float, every_s: float) -> None:
+    def __init__(
+        self, of: Session, window: Window, publish: Publish, after_s: float, every_s: float, widgets: Any = None
+    ) -> None:
         super().__init__(name="lem-live", daemon=True)
         self._of = of
         self._window = window
@@ -119,7 +123,7 @@ class View(threading.Thread):
         self._after_s, self._every_s = after_s, every_s
         self._ended = threading.Event()
         self._transient = {"display_id": uuid.uuid4().hex}
-        self._panel: Any = None
+        self._widgets, self._panel = widgets, None
 
     def run(self) -> None:
         shown, wait_s = False, self._after_s
@@ -139,8 +143,8 @@ class View(threading.Thread):
         html = data["text/html"]
         if self._panel is not None:
             self._panel.value = html
-        elif not shown and (ipywidgets := sys.modules.get("ipywidgets")):
-            self._panel = ipywidgets.HTML(html)
+        elif self._widgets is not None:
+            self._panel = self._widgets.HTML(html)
         if not shown and self._panel is not None:
             model = {"version_major": 2, "version_minor": 0, "model_id": self._panel.model_id}
             data = {**data, VIEW_KIND: model, "text/html": f"{html}<p>{STILL}</p>"}
