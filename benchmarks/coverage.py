@@ -9,7 +9,6 @@ Not covered: real sensors (`scripts/gpu_check.py`), what measuring costs and oth
 from __future__ import annotations
 
 import argparse
-import functools
 import random
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from conftest import FakeClock
-from simulation import WAVES, Board, recorded, steps
+from simulation import WAVES, Board, recorded_windows, steps
 from tables import table
 
 from lem_kit.curve import energy_between
@@ -47,20 +46,18 @@ BOARDS: dict[str, dict[str, Any]] = {
 Windows = Iterator[tuple[float | None, float, float, tuple[str, ...]]]  # figure, half-width, truth, reasons
 
 
-@functools.cache
-def session(load: str, board: str, seed: int) -> tuple[Board, Trace]:
-    clock = FakeClock()
-    simulated = Board(WAVES[load], clock, seed=seed, **BOARDS[board])
-    return simulated, recorded(simulated, clock, 34)
-
-
-def at_random(load: str, seconds: float, count: int, board: str) -> Windows:
+def at_random(load: str, seconds: float, count: int, board: str, told_edges: bool = True) -> Windows:
     """Windows that know nothing of the load, three of each session: errors that all windows of a session share, as those of
-    the phase of its sensor, are to be seen in as many values as possible."""
-    for k in range(count):
-        simulated, trace = session(load, board, k // AT_ONCE)
-        t0 = int(1e9 * (1004 + 20 * random.Random(k).random()))
-        yield told(simulated, trace, t0, t0 + int(seconds * 1e9))
+    the phase of its sensor, are to be seen in as many values as possible. Of `told_edges` the sampler knows, as of those of
+    measured windows; it knows nothing of the edges of a part of one that is looked up later."""
+    for seed in range(-(-count // AT_ONCE)):
+        clock = FakeClock()
+        simulated = Board(WAVES[load], clock, seed=seed, **BOARDS[board])
+        starts = [int(1e9 * (1004 + 20 * random.Random(k).random())) for k in range(AT_ONCE * seed, AT_ONCE * (seed + 1))]
+        windows = [(t0, t0 + int(seconds * 1e9)) for t0 in starts]
+        whole, kept = recorded_windows(simulated, clock, 34, windows if told_edges else ())
+        for (t0, t1), trace in list(zip(windows, kept or [whole] * AT_ONCE))[: count - AT_ONCE * seed]:
+            yield told(simulated, trace, t0, t1)
 
 
 def with_the_work(seconds: float, count: int, board: str) -> Windows:
@@ -76,13 +73,13 @@ def with_the_work(seconds: float, count: int, board: str) -> Windows:
             now += seconds + pause
         clock = FakeClock()
         simulated = Board(steps(*parts, (20.0, 70.0)), clock, seed=seed, **BOARDS[board])
-        trace = recorded(simulated, clock, 34)
-        for start in starts[:AT_ONCE]:
+        windows = [(t0, t0 + int(seconds * 1e9)) for t0 in (int(1e9 * (1000 + start + 0.0005)) for start in starts)]
+        _, kept = recorded_windows(simulated, clock, 34, windows)
+        for (t0, t1), trace in list(zip(windows, kept))[:AT_ONCE]:
             if found == count:
                 return
             found += 1
-            t0 = int(1e9 * (1000 + start + 0.0005))
-            yield told(simulated, trace, t0, t0 + int(seconds * 1e9))
+            yield told(simulated, trace, t0, t1)
 
 
 def told(board: Board, trace: Trace, t0: int, t1: int) -> tuple[float | None, float, float, tuple[str, ...]]:

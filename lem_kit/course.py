@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import median
@@ -30,6 +31,12 @@ NEARBY_NS = 3_000_000_000
 DENSE = 3
 # Fewer cells than this tell nothing about how far counter and samples differ.
 LEAST_CELLS = 8
+# Cells are of one length if none is so many times longer than another.
+AS_LONG = 2.0
+# The cells of a counter that is read seldom are sought so many times further around, and its grid in all that was read. A
+# few of them must show how far counter and samples differ.
+FURTHER = 5
+FEW_CELLS = 3
 # How many times `samples.HIDDEN` is believed at most, since where updates and samples come together the ends of the cells
 # show nothing of it: power that alternates between nothing and twice its mean, which is a range of 40 twentieths.
 MOST_HIDDEN = 40.0
@@ -69,22 +76,39 @@ class Unseen(NamedTuple):
     hidden: float = 1.0
 
 
+class Cell(NamedTuple):
+    """A cell in which counter and samples can be compared. `joules` and `sampled_j`: what they say of it; `steps_j` and
+    `hidden_j`: what its two ends leave open."""
+
+    joules: float
+    ns: float
+    sampled_j: float
+    steps_j: float
+    hidden_j: float
+
+
 class Course:
     """The energy of one counter around a window: knots near each edge, and what shapes the cells between them."""
 
     def __init__(self, trace: Trace, key: str, series: Series, t0_ns: int, t1_ns: int) -> None:
-        domain = trace.domains[key]
-        spans = [(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)]
-        if t1_ns - t0_ns > 4 * NEARBY_NS:  # the two ends of a long window know nothing of each other
+        domain, period_s = trace.domains[key], trace.period_s.get(key)
+        rarely = key in trace.updates
+        near_ns = FURTHER * NEARBY_NS if rarely else NEARBY_NS
+        spans = [(t0_ns - near_ns, t1_ns + near_ns)]
+        if t1_ns - t0_ns > 4 * NEARBY_NS and not rarely:  # the two ends of a long window know nothing of each other
             spans = [(t - NEARBY_NS, t + NEARBY_NS) for t in (t0_ns, t1_ns)]
         self._middle = (t0_ns + t1_ns) / 2 if len(spans) == 2 else math.inf
         self._sides: list[tuple[list[Knot], Grid | None]] = []
         for start, end in spans:
-            self._sides.append(knots(series.between(start, end), domain.refresh_s, trace.period_s.get(key)))
+            if rarely:
+                found, grid = knots(series, domain.refresh_s, period_s, trace.updates.get(key))
+            else:
+                found, grid = knots(series.between(start, end), domain.refresh_s, period_s)
+            self._sides.append(([knot for knot in found if start <= knot.t_ns <= end] if rarely else found, grid))
         gaps = [b.t_ns - a.t_ns for found, _ in self._sides for a, b in itertools.pairwise(found)]
         grid = self._sides[0][1]
         # How wrong the period may be: as the sampler knows it, or as the readings nearby confine it.
-        half_s, period_s = trace.period_half_s.get(key), trace.period_s.get(key)
+        half_s = trace.period_half_s.get(key)
         self._stretch = grid.half_ns / NEARBY_NS if grid else 0.0
         if grid and half_s is not None and period_s is not None and grid.period_ns == period_s * 1e9:
             self._stretch = half_s / period_s
@@ -92,10 +116,15 @@ class Course:
         if domain.refresh_s is not None:
             self.period_ns = max(self.period_ns, domain.refresh_s * 1e9)
         self.short = t1_ns - t0_ns < self.period_ns
-        gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
+        gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - near_ns, t1_ns + near_ns)
         self._samples = Samples(gauge)
+        seen = self._samples.t_ns
+        # Where samples are missing for longer than half a period: how many such places there are up to each of them.
+        apart = (b - a > self.period_ns / 2 for a, b in itertools.pairwise(seen))
+        self._holes = array("l", itertools.accumulate(apart, initial=0))
         self._in_step = self._differ(gauge)
-        self.unseen = self._unseen()
+        self._cells = self._compared()
+        self._least_cells = FEW_CELLS if rarely else LEAST_CELLS
 
     def _differ(self, gauge: Series) -> bool:
         """Whether the power that was read is another than the counter counted in that time."""
@@ -107,38 +136,46 @@ class Course:
         shown_j = sum(shown) / max(len(shown), 1) * (every[-1].t_ns - every[0].t_ns) * 1e-9
         return bool(shown) and abs(shown_j - counted_j) > IN_STEP * counted_j
 
-    def _unseen(self) -> Unseen:
-        """From how far samples and counter differ from cell to cell. Few cells agree by chance, so it is wider for few
-        (Student); too few tell nothing."""
-        samples, rows = self._samples, []
+    def _compared(self) -> list[Cell]:
+        samples, cells = self._samples, []
         for found, grid in self._sides:
             for a, b in itertools.pairwise(found):
                 doubtful = grid is not None and max(a.half_ns, b.half_ns) > grid.half_ns
                 was_reset = b.joules <= a.joules  # then the counter says nothing of the samples
-                if not was_reset and not doubtful and self._dense(a, b):
+                if not was_reset and not doubtful and self.sampled(a.t_ns, b.t_ns):
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
                     ends = [samples.around(int(knot.t_ns)) for knot in (a, b)]
                     steps, hidden = (math.hypot(*(end[i] for end in ends)) / 1.96 for i in (1, 2))
-                    rows.append((b.joules - a.joules, b.t_ns - a.t_ns, whole, steps, hidden))
-        total = sum(row[2] for row in rows)
-        if len(rows) < LEAST_CELLS or total <= 0.0:
-            return Unseen()
-        scale = sum(row[0] for row in rows) / total
-        off = [abs(joules - scale * whole) for joules, _, whole, _, _ in rows]
+                    cells.append(Cell(b.joules - a.joules, b.t_ns - a.t_ns, whole, steps, hidden))
+        return cells
+
+    def unseen(self, long_ns: float = 0.0) -> Unseen:
+        """From how far samples and counter differ from cell to cell, for cells of such a length, or of one period. Few cells
+        agree by chance, so it is wider for few (Student); too few tell nothing. Where few are of that length, others speak:
+        what samples miss in a cell grows as the root of its length at most, or not at all where it is at the ends."""
+        long_ns = max(long_ns, self.period_ns)
+        cells = [c for c in self._cells if c.ns <= AS_LONG * long_ns and long_ns <= AS_LONG * c.ns]
+        if len(cells) < self._least_cells:
+            cells = self._cells
+        total = sum(c.sampled_j for c in cells)
+        if len(cells) < self._least_cells or total <= 0.0:
+            return Unseen() if self._least_cells == LEAST_CELLS else Unseen(hidden=MOST_HIDDEN)
+        scale = sum(c.joules for c in cells) / total
+        off = [abs(c.joules - scale * c.sampled_j) * math.sqrt(max(long_ns / c.ns, 1.0)) for c in cells]
         square = sum(off_j**2 for off_j in off)
-        joules = math.sqrt(max(square - sum((scale * row[3]) ** 2 for row in rows), 0.0) / len(rows))
-        ns = median(off_j * row[1] / row[0] for off_j, row in zip(off, rows))
+        joules = math.sqrt(max(square - sum((scale * c.steps_j) ** 2 for c in cells), 0.0) / len(cells))
+        ns = median(off_j * c.ns / c.joules for off_j, c in zip(off, cells))
         # Few cells with a step in them must not speak for the others, nor half of them for a load that is never quiet.
-        hidden_j = [max(scale * row[4], 1e-9) for row in rows]
+        hidden_j = [max(scale * c.hidden_j, 1e-9) for c in cells]
         hidden = min(1.48 * median(map(operator.truediv, off, hidden_j)), math.sqrt(square) / math.hypot(*hidden_j))
-        wider = student_t(len(rows)) / 1.96
+        wider = student_t(len(cells)) / 1.96
         return Unseen(wider * joules, wider * 1.48 * ns, min(wider * hidden, MOST_HIDDEN))
 
-    def _dense(self, a: Knot, b: Knot) -> bool:
-        """Whether power was sampled often enough between two knots to tell its course there."""
+    def sampled(self, start_ns: float, end_ns: float) -> bool:
+        """Whether power was sampled often enough between two instants to tell its course there."""
         t = self._samples.t_ns
-        first, end = bisect_right(t, a.t_ns), bisect_left(t, b.t_ns)
-        return end - first >= DENSE and first > 0 and end < len(t) and t[first] - t[first - 1] <= (b.t_ns - a.t_ns) / 2
+        first, end = bisect_right(t, start_ns), bisect_left(t, end_ns)
+        return end - first >= DENSE and first > 0 and end < len(t) and self._holes[end] == self._holes[first - 1]
 
     def shapes_j(self, first: Edge, last: Edge) -> float:
         """What the doubt about the course at both edges makes of the window's energy: it adds up where one short peak, which
@@ -208,7 +245,7 @@ class Course:
     def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float, on_grid: bool) -> Edge | None:
         """The course inside the cell from the samples of power in it; None if they are too few to tell."""
         samples = self._samples
-        if not self._dense(a, b):
+        if not self.sampled(a.t_ns, b.t_ns):
             return None
         whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
         joules = b.joules - a.joules
@@ -217,11 +254,12 @@ class Course:
         scale = joules / whole
         power, steps_j, hidden_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
-        cell_j = max(self.unseen.joules, power * scale * self.unseen.ns)
+        unseen = self.unseen(min(t_ns - a.t_ns, b.t_ns - t_ns))
+        cell_j = max(unseen.joules, power * scale * unseen.ns)
         # On a grid, what a cell shows is the doubt about both of its ends, and an instant inside it has a part of each.
         f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
         part = math.sqrt((f**2 + (1 - f) ** 2) / 2) if on_grid else 1.0
-        unseen_j = max(1.96 * cell_j * part, scale * self.unseen.hidden * hidden_j)
+        unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
         shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))

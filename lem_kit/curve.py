@@ -23,6 +23,8 @@ from .trace import Series, Trace
 
 # A counter that shows one value for so many periods is stuck.
 STUCK_PERIODS = 5
+# Shorter pieces of a course are of samples and updates that all but coincide: they would be drawn as peaks of power.
+SHORT_NS = 1_000_000
 
 
 class Between(NamedTuple):
@@ -54,9 +56,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     domain = trace.domains[key]
     if domain.gauge is not None:
         return integral_between(trace, key, t0_ns, t1_ns)
-    everything = trace.counters.get(key, Series())
-    near = 10 * NEARBY_NS // 3
-    series = everything.between(t0_ns - near, t1_ns + near)
+    series = around(trace, key, t0_ns, t1_ns)
     t = series.t_ns
     if not t or t[0] > t0_ns + trace.interval_s * 1e9:
         return _unknown(_failure(trace, key, t) or "source_starting")
@@ -86,7 +86,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         reasons.append("shorter_than_refresh")
     stamps = [t0_ns, *t[first + 1 : last], t1_ns]
     gap_ns = max(10 * trace.interval_s * 1e9, 2.5 * course.period_ns)
-    if any(b - a > gap_ns for a, b in itertools.pairwise(stamps)):
+    if any(b - a > gap_ns and not course.sampled(a, b) for a, b in itertools.pairwise(stamps)):
         reasons.append("sampling_gap")
     shape_j, timing_j = course.shapes_j(edges[0], edges[1]), course.timing_j(edges[0], edges[1], joules)
     noise = math.hypot(shape_j, timing_j) + domain.resolution_j
@@ -106,6 +106,12 @@ def _failure(trace: Trace, key: str, t: Sequence[int]) -> str | None:
         if name in names and not (t and t[0] <= when <= t[-1]):
             return code
     return None
+
+
+def around(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Series:
+    """What a window's energy is told from: what was read near it, or everything of a counter that is read seldom."""
+    near, everything = 10 * NEARBY_NS // 3, trace.counters.get(key, Series())
+    return everything if key in trace.updates else everything.between(t0_ns - near, t1_ns + near)
 
 
 def rising_part(series: Series, first: int, last: int) -> Series | None:
@@ -164,8 +170,8 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         joules = samples.sum_to(t1_ns) - samples.sum_to(t0_ns)
         unseen = Unseen()
         if device in trace.counters:  # the counter of the same device shows what the samples miss
-            series = trace.counters[device].between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS)
-            unseen = Course(trace, device, series, t0_ns, t1_ns).unseen
+            series = around(trace, device, t0_ns, t1_ns)
+            unseen = Course(trace, device, series, t0_ns, t1_ns).unseen()
         ends = [samples.around(t_ns) for t_ns in (t0_ns, t1_ns)]
         missed_j = max(1.96 * unseen.joules, unseen.hidden * math.hypot(*(hidden_j for _, _, hidden_j in ends)))
         noise = math.hypot(*(steps_j for _, steps_j, _ in ends), missed_j)
@@ -201,7 +207,8 @@ def _missed_j(series: Series, first: int, end: int, seconds: float) -> float:
 
 
 def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:
-    """Power as the domain shows it: (t_ns, watts). Of a counter, at the middle of each pair of knots.
+    """Power as the domain shows it: (t_ns, watts). Of a counter, at the middle of each pair of knots; of one that is read
+    seldom, of each piece of its course.
 
     When an update was only seen to happen between two readings, a knot is passed over until the pair is four times as far
     apart as the doubt about its instants; otherwise that doubt would be drawn as peaks of power. Where the counter went back
@@ -211,8 +218,15 @@ def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:
     if domain.gauge is not None:
         series = trace.gauges.get(domain.gauge, Series())
         return list(zip(series.t_ns, series.value))
-    found, _ = knots(trace.counters.get(key, Series()), domain.refresh_s, trace.period_s.get(key))
+    series = trace.counters.get(key, Series())
     points: list[tuple[int, float]] = []
+    if key in trace.updates and series.t_ns:
+        pieces, _ = Course(trace, key, series, series.t_ns[0], series.t_ns[-1]).points()
+        for (start, before), (end, after) in itertools.pairwise(pieces):
+            if end - start > SHORT_NS and after >= before:
+                points.append((int((start + end) / 2), (after - before) / (end - start) * 1e9))
+        return points
+    found, _ = knots(series, domain.refresh_s, trace.period_s.get(key))
     if not found:
         return points
     a = found[0]

@@ -25,7 +25,8 @@ from .trace import Trace
 #   2  calls are timed, failures have a code, periods of counters, baselines, the meter's own share
 #   3  the engine's own instants of a request and its preemptions; what the engine counted. 2 can be read
 #   4  completions of a repeat that was broken off. 2 and 3 can be read
-SCHEMA_VERSION = 4
+#   5  when counters were updated, as the sampler knew it. 2 to 4 can be read
+SCHEMA_VERSION = 5
 
 Method = Literal["counter", "integral", "model"]
 Kind = Literal["window", "idle", "run"]

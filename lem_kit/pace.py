@@ -13,12 +13,17 @@ ends before the update, for of a call that meets one it is not known which value
 those beside it. After a call that took so long that an update was passed over, the next ones tell nothing about the walls
 until one is surely after its update.
 
+Where samples of power tell what is between, a counter is read at each update only around the edges of windows, and seldom
+else (`apart_ns`): on a real board each reading computes for milliseconds. Such a visit reads once, surely between two
+updates; only when the walls have come apart does it also read at the next update.
+
 Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
 interval.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from statistics import median
 
@@ -37,15 +42,25 @@ NARROW = 0.8  # part of a period that a call may take, with the time to the one 
 VERY_NARROW = 0.25  # the same for calls at the interval, which may seem to have a period of their own
 STOOD = 60  # a counter that did not change in so many calls, and then does, is watched again
 DRIFT = 1e-7  # how much the period may change from one update to the next
+# For so many periods after the edge of a window every update is read: more would make its energy no more exact.
+CLOSE = 1.0
+# Walls are near enough if they are so much of a period apart, or so many calls; for visits they may come to be so much more.
+NEAR, NEAR_CALLS, FAR = 0.04, 1.5, 0.25
+MOST_EVIDENCE = 3  # updates read in a visit to bring the walls together
 
 
 class Pace:
-    """For one counter. Call `after` when it was read; it returns when to read next (ns)."""
+    """For one counter. Call `after` when it was read; it returns when to read next (ns). `apart_ns`: how long it need not be
+    read where no window begins or ends; 0 to have every update read. Call `near` for each such edge."""
 
-    def __init__(self, interval_ns: int) -> None:
+    def __init__(self, interval_ns: int, apart_ns: int = 0) -> None:
         self.period_ns: float | None = None
         self.period_half_ns = 0.0
+        self.apart_ns = apart_ns
         self._interval_ns = interval_ns
+        self._close_until_ns = 0
+        self._evidence = 0  # updates read one after another
+        self._skipped = False  # an update came between the last call and the walls
         self._since_ns: int | None = None
         self._expects = False  # a period is believed
         self._walls = (0.0, 0.0)  # around the update that the next call is to see
@@ -53,6 +68,7 @@ class Pace:
         self._periods = (0.0, 0.0)
         self._anchor = (0.0, 0.0)  # around an early update
         self._passed = 0  # periods between that one and the next
+        self._seen = ((0.0, 0.0), 0)  # walls around the update seen last, and the periods passed at it
         self._tries = 0
         self._calls = 0
         self._took_ns = 0  # the last call
@@ -66,6 +82,12 @@ class Pace:
             return None
         low, high = self._walls
         return Grid((low + high) / 2, self.period_ns, (high - low) / 2)
+
+    @property
+    def seen(self) -> tuple[int, int] | None:
+        """When the update was that was seen last, and within what (ns); None while no period is believed."""
+        (low, high), _ = self._seen
+        return (round((low + high) / 2), math.ceil((high - low) / 2)) if self._expects else None
 
     def after(self, series: Series, now_ns: int) -> int:
         """`series` holds all readings of the counter, the last of them just made."""
@@ -84,9 +106,15 @@ class Pace:
         ended_ns = series.t_ns[-1]
         self._took_ns = series.took_ns[-1] if series.took_ns else 0
         began_ns = ended_ns - self._took_ns
+        if self._skipped and not changed:  # updates went by, and it did not move
+            self._lose()
+            return now_ns + WATCH_NS
         if not self._sure:  # what is new may be of an update before, so it moves no wall
-            self._sure = ended_ns <= low or began_ns >= high
-            return self._next(now_ns) if ended_ns > low else max(now_ns + AGAIN_NS, int((low + high) / 2))
+            before = ended_ns <= low and began_ns >= high - self._periods[0]
+            self._sure, self._skipped = before or began_ns >= high, self._skipped and not before
+            if ended_ns > low:
+                return self._next(now_ns)
+            return max(now_ns + AGAIN_NS, int((low + high) / 2) if before else int(high) + AGAIN_NS)
         if changed:
             self._close_in(low, min(high, ended_ns))
         else:
@@ -96,6 +124,18 @@ class Pace:
         if not changed:
             return self._again(now_ns)
         return self._next(now_ns)
+
+    def near(self, edge_ns: int, now_ns: int, due_ns: int) -> int:
+        """A window begins or ends at `edge_ns`: when to read next, `due_ns` being what was planned."""
+        if not self._expects or self.period_ns is None:
+            return due_ns
+        self._close_until_ns = edge_ns + int(CLOSE * self.period_ns)
+        if due_ns - now_ns <= self.period_ns:
+            return due_ns
+        aim = self._aim(now_ns)
+        low, high = self._walls
+        between = high - self._periods[0] <= now_ns and now_ns + 2 * self._took_ns + AGAIN_NS < low
+        return now_ns if between and not self._sure else aim  # now, if surely the update before is the last
 
     def _begin(self, series: Series, narrow: float) -> bool:
         """Whether the last changes keep to a period; if so, the walls are set."""
@@ -134,7 +174,8 @@ class Pace:
             low, high = (low + high) / 2 - (low - high), (low + high) / 2 + (low - high)
         shortest, longest = self._periods
         n = self._passed
-        shortest, longest = shortest * (1 - DRIFT), longest * (1 + DRIFT)
+        drift = DRIFT * max(n - self._seen[1], 1)
+        shortest, longest = shortest * (1 - drift), longest * (1 + drift)
         seen = ((low - self._anchor[1]) / n, (high - self._anchor[0]) / n) if n > 0 else (shortest, longest)
         if max(shortest, seen[0]) > min(longest, seen[1]):  # it drifts, or was wrong
             shortest, longest = min(shortest, seen[0]), max(longest, seen[1])
@@ -149,7 +190,7 @@ class Pace:
         self._tell()
 
     def _lose(self) -> None:
-        self._expects, self._since_ns, self._tries, self._sure = False, None, 0, True
+        self._expects, self._since_ns, self._tries, self._sure, self._skipped = False, None, 0, True, False
 
     def _tell(self) -> None:
         self.period_ns = sum(self._periods) / 2
@@ -164,14 +205,20 @@ class Pace:
         return max(now_ns + (AGAIN_NS << (self._tries - 1)), int((self._walls[0] + self._walls[1]) / 2))
 
     def _next(self, now_ns: int) -> int:
-        """Aim at the update after the one just seen, or a later one if that is past."""
+        """Aim at an update after the one just seen."""
         self._tries = 0
-        low, high = self._walls
+        self._seen = (self._walls, self._passed)
+        return self._aim(now_ns)
+
+    def _aim(self, now_ns: int) -> int:
+        """At the update after the one seen last; at a later one if that is past, or need not be read."""
+        (low, high), passed = self._seen
         shortest, longest = self._periods
-        periods = max(1, int((now_ns - low) / longest) + 1)
+        periods = max(int((now_ns - low) / longest) + 1, self._stride(now_ns))
         self._sure = self._sure and periods == 1
+        self._evidence, self._skipped = (self._evidence + 1, False) if periods == 1 else (0, True)
         self._walls = self._expected = (low + periods * shortest, high + periods * longest)
-        self._passed += periods
+        self._passed = passed + periods
         low, high = self._walls
         if not self._sure:
             return int(high) + AGAIN_NS  # surely after the update
@@ -179,6 +226,17 @@ class Pace:
             return int(low) - self._took_ns - AGAIN_NS  # surely before it
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
+
+    def _stride(self, now_ns: int) -> int:
+        """How many periods after the update seen last the next one to be read is."""
+        low, high = self._seen[0]
+        shortest, longest = self._periods
+        period = (shortest + longest) / 2
+        near = max(NEAR * period, NEAR_CALLS * self._took_ns)
+        if now_ns < self._close_until_ns or (high - low > near and self._evidence < MOST_EVIDENCE):
+            return 1
+        room = (FAR * period - (high - low)) / max(longest - shortest, 1.0)
+        return max(int(min(self.apart_ns / period, room)), 1)
 
 
 def _stood(series: Series) -> bool:

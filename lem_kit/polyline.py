@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from typing import Any, NamedTuple
 
 from .course import NEARBY_NS, Course
-from .curve import rising_part
+from .curve import around, rising_part
 from .samples import Samples, on_line
 from .trace import Series, Trace
 
@@ -59,8 +59,8 @@ def between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Polyline | None:
 
 
 def _of_counter(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> tuple[Points, float]:
-    near, chunk = 10 * NEARBY_NS // 3, 4 * NEARBY_NS
-    series = trace.counters.get(key, Series()).between(t0_ns - near, t1_ns + near)
+    chunk = 4 * NEARBY_NS
+    series = around(trace, key, t0_ns, t1_ns)
     t = series.t_ns
     rising = rising_part(series, max(bisect_right(t, t0_ns) - 1, 0), bisect_left(t, t1_ns)) if t else None
     if rising is None:

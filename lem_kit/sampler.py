@@ -11,7 +11,6 @@ Not covered: where a window's energy comes from (`curve.energy_between`), when a
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import warnings
@@ -31,10 +30,16 @@ from .trace import Series, Trace
 LONGEST_WAIT_S = 0.25
 # `stop` waits this long for a source that is being read or closed.
 LONGEST_STOP_S = 30.0
+# Samples of power come some 20 ms after an update of the counter beside them: they are asked for again so often at most.
+LATE_SAMPLE_TRIES, LATE_SAMPLE_S = 8, 0.005
 # A source that goes on failing is written down, and tried again, this often.
 REPEAT_FAILURE_NS = 1_000_000_000
 # Jobs that are due within this time are done in one waking.
 TOGETHER_NS = 1_000_000
+# So far apart are readings of a counter whose power is sampled, where no window begins or ends; and so often the thread
+# looks whether one does: to wake it there would cost the user's thread its turn.
+APART_NS = 2_000_000_000
+LOOK_NS = 50_000_000
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Sampler:
         self._jobs: list[Job] = []
         self._unclosed: list[str] = []
         self._said: dict[str, tuple[str, int]] = {}
+        self._edge_ns = self._edge_known_ns = 0  # the latest edge of a window, and that of which the paces know
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._stopping = False
@@ -90,8 +96,11 @@ class Sampler:
         interval_ns = int(max(getattr(source, "interval_s", 0.0), self.interval_s) * 1e9)
         jobs = [Job(source, interval_ns)]
         if hasattr(source, "read_one"):
-            own_ns = int(self.interval_s * 1e9)
-            jobs = [Job(source, interval_ns, domain, Pace(own_ns)) for domain in source.domains]
+            own_ns, sampled = int(self.interval_s * 1e9), getattr(source, "sampled", ())
+            jobs = [
+                Job(source, interval_ns, domain, Pace(own_ns, APART_NS if domain in sampled else 0))
+                for domain in source.domains
+            ]
         for side in ("gauges", "samples"):
             if hasattr(source, side):
                 side_ns = int(max(getattr(source, f"{side}_interval_s", 0.0), self.interval_s) * 1e9)
@@ -143,12 +152,18 @@ class Sampler:
     def sample(self) -> int:
         """Do every job that is due; return when the next one is (ns). The thread calls this; tests may instead."""
         now = self._clock()
+        paced = [job for job in self._jobs if job.pace is not None and job.pace.apart_ns]
+        if (edge_ns := self._edge_ns) > self._edge_known_ns:
+            self._edge_known_ns = edge_ns
+            for job in paced:
+                assert job.pace is not None
+                job.due_ns = job.pace.near(edge_ns, now, job.due_ns)
         for job in self._jobs:
             if (job.due_ns <= now + TOGETHER_NS or job.wanted_ns > job.begun_ns) and not self._stopping:
                 self._do(job)
         self._tell()
         due = (job.due_ns if job.wanted_ns <= job.begun_ns else now for job in self._jobs)
-        return min(due, default=now + int(self.interval_s * 1e9))
+        return min((*due, now + LOOK_NS) if paced else due, default=now + int(self.interval_s * 1e9))
 
     def _do(self, job: Job) -> None:
         began = job.begun_ns = self._clock()
@@ -179,6 +194,10 @@ class Sampler:
                 if job.pace.period_ns is not None:
                     self.trace.period_s[job.name] = job.pace.period_ns / 1e9
                     self.trace.period_half_s[job.name] = job.pace.period_half_ns / 1e9
+                if job.pace.apart_ns and (seen := job.pace.seen) is not None:
+                    self.trace.updates[job.name] = seen
+                else:
+                    self.trace.updates.pop(job.name, None)
 
     def _note_readings(self, source: EnergySource, readings: Mapping[str, Reading]) -> None:
         with self._changed:
@@ -201,9 +220,7 @@ class Sampler:
                 series = self.trace.gauges.get(key)
                 if series is None:
                     series = Series()
-                for t_ns, value in [(now, told)] if side == "gauges" else told:
-                    if math.isfinite(value) and (not series.t_ns or t_ns > series.t_ns[-1]):
-                        series.append(t_ns, value)
+                series.extend([(now, told)] if side == "gauges" else told)
                 if series.t_ns:
                     self.trace.gauges[key] = series
 
@@ -222,7 +239,7 @@ class Sampler:
 
     def edge(self) -> int:
         """The instant now, with an extra reading on its way where one helps: call it where a window opens."""
-        now = self._clock()
+        now = self._edge_ns = self._clock()
         urgent = [job for job in self._jobs if not job.side and (job.pace is None or job.pace.grid is None)]
         for job in urgent:
             job.wanted_ns = now
@@ -231,25 +248,40 @@ class Sampler:
         return now
 
     def settle(self, t_ns: int) -> None:
-        """Block until every counter was read after `t_ns`, and every stepping one seen to step, if it does so soon.
+        """Block until every counter was read after `t_ns`, and every stepping one seen to step, if it does so soon; and
+        until samples of power reach up to that step, since the course of the last cell is known from no others.
 
-        Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most. Without a
-        thread it does every job once itself.
+        Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most, and for
+        the samples 40 ms more. Without a thread it does every job once itself.
         """
         if self._thread is None:
             for job in [] if self._stopping else self._jobs:  # a source that is closed is read no more
                 self._do(job)
             return
+        if not self._all_told(t_ns):
+            self._edge_ns = max(self._edge_ns, t_ns)
+            self._wake.set()
         with self._changed:
             self._changed.wait_for(lambda: self._all_told(t_ns), self._longest_wait_s())
-        began = self._clock()
         sides = [job for job in self._jobs if job.side]
-        for job in sides:
-            job.wanted_ns = began
-        if sides:
+        for _ in range(LATE_SAMPLE_TRIES if sides else 0):
+            began = self._clock()
+            for job in sides:
+                job.wanted_ns = began
             self._wake.set()
             with self._changed:
-                self._changed.wait_for(lambda: all(job.told_ns > began for job in sides), 0.05)
+                self._changed.wait_for(lambda: all(job.told_ns > began for job in sides), 0.05)  # noqa: B023 (at once)
+            sides = [job for job in sides if job.side == "samples"]
+            if all(self._sampled(job, t_ns) for job in self._jobs):
+                break
+            time.sleep(LATE_SAMPLE_S)
+
+    def _sampled(self, job: Job, t_ns: int) -> bool:
+        """Whether the samples beside a counter, if there are any, tell its course up to its first update after `t_ns`."""
+        grid, series = job.pace.grid if job.pace else None, self.trace.gauges.get(f"{job.name}.power_w")
+        if job.pace is None or not job.pace.apart_ns or grid is None or series is None:
+            return True
+        return series.t_ns[-1] >= grid.at(grid.last_before(t_ns) + 1)
 
     def _longest_wait_s(self) -> float:
         """A period of the slowest counter that steps, and an interval or two of reading."""

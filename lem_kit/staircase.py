@@ -79,12 +79,17 @@ def period_ns(found: Sequence[Bracket]) -> float | None:
 
 
 def fit_grid(
-    found: Sequence[Bracket], period: float | None = None, known: bool = False, shortest_call_ns: float = 0.0
+    found: Sequence[Bracket],
+    period: float | None = None,
+    known: bool = False,
+    shortest_call_ns: float = 0.0,
+    update: tuple[int, int] | None = None,
 ) -> Grid | None:
     """The grid that the brackets agree on; None if they are too few or do not agree.
 
-    `period` (ns) is a first guess; where it is `known` from a longer time, it is kept if the brackets allow it. Nobody knows
-    when inside a call the counter is looked at, so room that is smaller than the shortest call shows jitter, not knowledge.
+    `period` (ns) is a first guess; where it is `known` from a longer time, it is kept if the brackets allow it. `update` is
+    an instant of the grid that is known from then, too, and within what (ns). Nobody knows when inside a call the counter is
+    looked at, so room that is smaller than the shortest call shows jitter, not knowledge.
     """
     import numpy as np
 
@@ -93,7 +98,9 @@ def fit_grid(
         return None
     # A value that is new since more updates than one may be that of any of them.
     found = [b for b in found if b.hi_ns - b.lo_ns < WIDEST * period]
-    if len(found) < LEAST_BRACKETS:
+    if known and update is not None:
+        found.append(Bracket(-1, update[0] - update[1], update[0] + update[1]))
+    elif len(found) < LEAST_BRACKETS:
         return None
     lo, hi = (np.array([getattr(b, name) for b in found], dtype=np.float64) for name in ("lo_ns", "hi_ns"))
     reference = int(np.argmin(hi - lo))
@@ -101,6 +108,10 @@ def fit_grid(
     lo, hi = lo - origin, hi - origin
     k = np.rint(hi / period)
     room, middle = _room(lo, hi, k, period)
+    if known and room < 0.0:  # not known well enough for how far apart these are, but well enough to count the periods
+        closer = _best_period(lo, hi, k, period)
+        if (found_room := _room(lo, hi, k, closer))[0] >= 0.0:
+            period, (room, middle) = closer, found_room
     if not (known and room >= 0.0):
         for reach in (4, 16, 64, 1 << 40):
             k = np.rint(hi / period)
@@ -154,21 +165,24 @@ def _best_period(lo: Any, hi: Any, k: Any, period: float) -> float:
     return (a + b) / 2
 
 
-def knots(series: Series, refresh_s: float | None, period_s: float | None = None) -> tuple[list[Knot], Grid | None]:
+def knots(
+    series: Series, refresh_s: float | None, period_s: float | None = None, update: tuple[int, int] | None = None
+) -> tuple[list[Knot], Grid | None]:
     """The instants at which the counter is known to have been updated, and the grid they were found on, if there is one.
 
     With a known refresh period (`refresh_s`) every reading is a knot, at most that period old; but a value that has not
-    changed for less than that period is no news. Otherwise `period_s` is a first guess of the period.
+    changed for less than that period is no news. Otherwise `period_s` is a first guess of the period, and `update` an
+    instant of the grid and its doubt (ns).
     """
     if refresh_s is not None:
         return _aged(series, refresh_s * 1e9), None
     found = brackets(series)
     if not found:
         return [], None
-    if period_s and series.t_ns[-1] - series.t_ns[0] > 1.25e9 * period_s * len(series.t_ns):
-        return _aged(series, period_s * 1e9), None  # read more rarely than it is updated
     shortest = min(series.took_ns, default=0)
-    grid = fit_grid(found, period_s * 1e9 if period_s else None, period_s is not None, shortest)
+    grid = fit_grid(found, period_s * 1e9 if period_s else None, period_s is not None, shortest, update)
+    if grid is None and period_s and series.t_ns[-1] - series.t_ns[0] > 1.25e9 * period_s * len(series.t_ns):
+        return _aged(series, period_s * 1e9), None  # read more rarely than it is updated
     if grid is None:
         loose = [Knot((b.lo_ns + b.hi_ns) / 2, (b.hi_ns - b.lo_ns) / 2, series.value[b.i]) for b in found]
         period = period_ns(found)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 # Record versions that `load` can read besides the present one.
-READABLE: tuple[int, ...] = (2, 3)
+READABLE: tuple[int, ...] = (2, 3, 4)
 
 
 def check_run_id(run_id: str) -> None:
@@ -184,6 +184,7 @@ def _record(m: Measurement) -> dict[str, Any]:
         "failures": m.trace.failures,
         "period_s": m.trace.period_s,
         "period_half_s": m.trace.period_half_s,
+        "updates": m.trace.updates,
     }
     return record
 
@@ -238,4 +239,5 @@ def _trace(record: Mapping[str, Any], readings: Mapping[str, Any]) -> Trace:
         dict(record["period_s"]),
         record["interval_s"],
         dict(record["period_half_s"]),
+        {key: (t_ns, half_ns) for key, (t_ns, half_ns) in record.get("updates", {}).items()},
     )

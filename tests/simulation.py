@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 
 from conftest import FakeClock
 
 from lem_kit.energy import EnergySource, Reading
-from lem_kit.sampler import Sampler
+from lem_kit.sampler import LONGEST_WAIT_S, Sampler
+from lem_kit.session import BEFORE_NS
 from lem_kit.trace import Domain, Trace
 
+LONGEST_WAIT_NS = int(LONGEST_WAIT_S * 1e9)
 Wave = Callable[[float], float]  # seconds -> joules since 0
 
 
@@ -61,7 +64,8 @@ class Board:
     """One GPU. `refresh_s`: of its counter; `sample_s`: of its power samples, None for none; `call_s`: how long a call to
     the counter takes; `slow`: the share of calls that take 0.2 s; `jitter_s`: how late an update comes at most;
     `own_look`: whether all calls look at the counter after the same part of their time, which is the board's own;
-    `stamp_s`: how late every fifth sample is stamped at most."""
+    `stamp_s`: how late every fifth sample is stamped at most; `seldom`: whether it says that its counter may be read seldom,
+    if it has samples."""
 
     name = "sim"
 
@@ -77,6 +81,7 @@ class Board:
         slow: float = 0.0,
         own_look: bool = False,
         stamp_s: float = 0.0,
+        seldom: bool = True,
         seed: int = 0,
     ) -> None:
         self._wave, self._clock, self._draw = wave, clock, random.Random(seed)
@@ -92,6 +97,7 @@ class Board:
             "sim_power:gpu0": Domain("gpu", "integral", None, 0.001, gauge="sim:gpu0.power_w", means=sample_s is not None)
         }
         self.gauges_interval_s, self.samples_interval_s = 0.2, 0.9
+        self.sampled = {"gpu0"} if sample_s and seldom else set()
         if sample_s:
             self.samples = self._samples
         else:
@@ -144,13 +150,32 @@ class Board:
 
 
 def recorded(source: EnergySource, clock: FakeClock, seconds: float) -> Trace:
-    """What a sampler without a thread makes of `source` in that time."""
+    """What a sampler without a thread makes of `source` in that time, when no window begins or ends."""
+    return recorded_windows(source, clock, seconds, ())[0]
+
+
+def recorded_windows(
+    source: EnergySource, clock: FakeClock, seconds: float, windows: Sequence[tuple[int, int]]
+) -> tuple[Trace, list[Trace]]:
+    """The same, and what a session keeps of it for each window (t0_ns, t1_ns), a quarter of a second after its end."""
     sampler = Sampler([source], 0.05, clock)
     end = clock.now_ns + seconds * 1e9
+    edges = deque(sorted(edge for window in windows for edge in window))
+    ends = deque(sorted((t1_ns + LONGEST_WAIT_NS, t0_ns, number) for number, (t0_ns, t1_ns) in enumerate(windows)))
+    slices: dict[int, Trace] = {}
     while clock.now_ns < end:
-        due = sampler.sample()
-        clock.now_ns = max(due, clock.now_ns + 50_000)
+        due = max(sampler.sample(), clock.now_ns + 50_000)
+        while edges and edges[0] <= due:
+            clock.now_ns = max(edges.popleft(), clock.now_ns)
+            sampler.edge()
+        while ends and ends[0][0] <= due:
+            for job in sampler._jobs:
+                if job.side:
+                    sampler._do(job)
+            _, t0_ns, number = ends.popleft()
+            slices[number] = sampler.slice(t0_ns - BEFORE_NS, clock.now_ns)
+        clock.now_ns = max(due, clock.now_ns)
     sampler.stop()
-    trace = sampler.trace
-    trace.domains.update(getattr(source, "integrals", {}))
-    return trace
+    for trace in (sampler.trace, *slices.values()):
+        trace.domains.update(getattr(source, "integrals", {}))
+    return sampler.trace, [slices[number] for number in range(len(windows))]

@@ -14,7 +14,7 @@ import pytest
 from conftest import FakeClock
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from simulation import WAVES, Board, recorded
+from simulation import WAVES, Board, recorded, recorded_windows
 
 from lem_kit.curve import energy_between, integral_between, mean_power_w
 from lem_kit.measurement import REASONS
@@ -410,16 +410,18 @@ def test_power_is_drawn_without_peaks_of_doubt() -> None:
 
 LENGTHS_S = {0.05: 11, 0.23: 11, 1.07: 11, 10.03: 3}  # and windows of each in one recording
 BOARDS: dict[str, dict[str, Any]] = {
-    "h100": {},
+    "h100": {"seldom": False},
     "without samples": {"sample_s": None},
     "20 ms": {"refresh_s": 0.02, "sample_s": None},
-    "20 ms with samples": {"refresh_s": 0.02},
-    "slow calls now and then": {"slow": 0.02},
-    "late by 2 ms": {"jitter_s": 0.002},
-    "as a real h100": {"jitter_s": 0.0024, "own_look": True, "stamp_s": 0.01},
-    "late by 30 ms": {"jitter_s": 0.03},
+    "20 ms with samples": {"refresh_s": 0.02, "seldom": False},
+    "slow calls now and then": {"slow": 0.02, "seldom": False},
+    "late by 2 ms": {"jitter_s": 0.002, "seldom": False},
+    "as a real h100": {"jitter_s": 0.0024, "own_look": True, "stamp_s": 0.01, "seldom": False},
+    "late by 30 ms": {"jitter_s": 0.03, "seldom": False},
     "late by 30 ms, without samples": {"jitter_s": 0.03, "sample_s": None},
 }
+SELDOM: dict[str, dict[str, Any]] = {name: {**how, "seldom": True} for name, how in BOARDS.items() if "seldom" in how}
+NO_GRID = ("20 ms with samples", "late by 30 ms")  # whose updates are too quick, or too late, to be foretold
 
 
 class Held(NamedTuple):
@@ -431,11 +433,13 @@ class Held(NamedTuple):
     half: float
 
 
+Rows = dict[float, list[tuple[float, float]]]  # relative errors and half-widths of the windows of each length
+
+
 @functools.cache
 def held(board: str, wave: str, integral: bool = False) -> dict[float, Held]:
-    """Eight recordings of 19 s, each on a board with phases of its own."""
-    rows: dict[float, list[tuple[float, float]]] = {length: [] for length in LENGTHS_S}
-    unknown: list[tuple[str, ...]] = []
+    """Eight recordings of 19 s, each on a board with phases of its own, of all updates of its counter."""
+    rows: Rows = {length: [] for length in LENGTHS_S}
     for seed in range(8):
         clock = FakeClock()
         clock.advance(0.3137 * seed)
@@ -444,24 +448,51 @@ def held(board: str, wave: str, integral: bool = False) -> dict[float, Held]:
         for length_s, count in LENGTHS_S.items():
             for _ in range(count):
                 t0 = start_ns + round(draw.uniform(4, 17.5 - length_s) * 1e9)
-                t1 = t0 + round(length_s * 1e9)
-                found = energy_between(trace, "sim_power:gpu0" if integral else "sim:gpu0", t0, t1)
-                true_j = source.true_j(t0, t1)
-                if found.joules is not None and found.uncertainty_j is not None:
-                    rows[length_s].append((found.joules / true_j - 1, found.uncertainty_j / true_j))
-                else:
-                    unknown.append(found.reasons)
-    assert len(unknown) <= 3 and all(reasons for reasons in unknown), unknown
+                rows[length_s].append(told(source, trace, t0, length_s, integral))
+    return summed(rows, f"{board}, {wave}{', integral' if integral else ''}")
+
+
+@functools.cache
+def held_seldom(board: str, wave: str, with_edges: bool) -> dict[float, Held]:
+    """24 recordings of a counter that is read seldom, with one window of each length: with its edges, whose readings each
+    window has for itself, or looked up without."""
+    rows: Rows = {length: [] for length in LENGTHS_S}
+    for seed in range(24):
+        draw, windows, at_s = random.Random(seed), [], 4.0
+        for length_s in LENGTHS_S:
+            at_s += draw.uniform(1.5, 4.5)
+            windows.append((round((1_000 + at_s) * 1e9), length_s))
+            at_s += length_s
+        clock = FakeClock()
+        source = Board(WAVES[wave], clock, seed=seed, **SELDOM[board])
+        ends = [(t0, t0 + round(length_s * 1e9)) for t0, length_s in windows]
+        whole, kept = recorded_windows(source, clock, at_s + 3.5 - with_edges, ends if with_edges else ())
+        assert board in NO_GRID or len(whole.counters["sim:gpu0"].t_ns) < 220
+        for (t0, length_s), trace in zip(windows, kept or [whole] * len(windows)):
+            rows[length_s].append(told(source, trace, t0, length_s))
+    return summed(rows, f"{board}, {wave}, read seldom{', with edges' if with_edges else ''}")
+
+
+def told(board: Board, trace: Trace, t0: int, length_s: float, integral: bool = False) -> tuple[float, float]:
+    t1 = t0 + round(length_s * 1e9)
+    found = energy_between(trace, "sim_power:gpu0" if integral else "sim:gpu0", t0, t1)
+    true_j = board.true_j(t0, t1)
+    if found.joules is None or found.uncertainty_j is None:
+        assert found.reasons
+        return math.nan, math.nan
+    return found.joules / true_j - 1, found.uncertainty_j / true_j
+
+
+def summed(rows: Rows, name: str) -> dict[float, Held]:
+    assert sum(math.isnan(error) for pairs in rows.values() for error, _ in pairs) <= 3, "figures that are not known"
     result = {}
     for length_s, pairs in rows.items():
+        pairs = [(error, half) for error, half in pairs if not math.isnan(error)]
         errors, halves = [abs(error) for error, _ in pairs], [half for _, half in pairs]
         share = sum(abs(error) <= half for error, half in pairs) / len(pairs)
-        result[length_s] = Held(share, math.sqrt(sum(e * e for e in errors) / len(errors)), median(halves))
+        found = result[length_s] = Held(share, math.sqrt(sum(e * e for e in errors) / len(errors)), median(halves))
         ratio = median(halves) / max(median(errors), 1e-9)
-        name = f"{board}, {wave}{', integral' if integral else ''}, {length_s} s"
-        print(
-            f"{name}: held {share:.1%}, sd {result[length_s].sd:.3%}, half-width {median(halves):.3%}, / error {ratio:.1f}"
-        )
+        print(f"{name}, {length_s} s: held {share:.1%}, sd {found.sd:.3%}, half-width {found.half:.3%}, / error {ratio:.1f}")
     return result
 
 
@@ -488,6 +519,22 @@ def test_the_interval_holds_the_truth_of_a_board_with_samples(wave: str) -> None
     assert overall(found) >= 0.93
     for figure, most in zip(found.values(), SD[wave]):
         assert figure.share >= 0.9 and figure.sd < most
+
+
+@pytest.mark.parametrize("with_edges", [True, False], ids=["edges", "no edges"])
+@pytest.mark.parametrize("wave", SD)
+def test_the_interval_holds_the_truth_of_a_counter_read_seldom(wave: str, with_edges: bool) -> None:
+    """As exact as if every update were read, with a tenth of the readings; also of a window that nobody told of."""
+    found = held_seldom("h100", wave, with_edges)
+    assert overall(found) >= 0.93
+    for figure, most in zip(found.values(), SD[wave]):
+        assert figure.share >= 0.9 and figure.sd < 1.3 * most
+
+
+@pytest.mark.parametrize("board", [board for board in SELDOM if board != "h100"])
+def test_the_interval_holds_the_truth_of_other_boards_read_seldom(board: str) -> None:
+    found = held_seldom(board, "bursts", True)
+    assert overall(found) >= 0.93 and all(figure.share >= 0.9 for figure in found.values())
 
 
 @pytest.mark.parametrize("wave", ["bursts", "locked", "decode"])
@@ -552,7 +599,7 @@ def test_a_load_that_is_quiet_between_samples_is_doubted_less() -> None:
     """A steady 200 W: as the cells agree with the samples to less than a mJ, so do the pieces at the edges, and what is left
     of 10 J is the counter's resolution and the period. With too few cells a twentieth of the power is doubted as ever."""
     clock = FakeClock()
-    trace = recorded(Board(WAVES["constant"], clock, seed=3), clock, 12)
+    trace = recorded(Board(WAVES["constant"], clock, seldom=False, seed=3), clock, 12)
     t0 = 1_005 * SECOND + 3 * MS
     quiet = energy_between(trace, "sim:gpu0", t0, t0 + 50 * MS)
     assert quiet.uncertainty_j is not None and quiet.uncertainty_j < 0.006
@@ -566,7 +613,7 @@ def test_a_load_quicker_than_samples_is_doubted_wherever_updates_fall(seed: int)
     """Where an update and a sample end nearly together, cells show little of what the samples miss: the interval must not
     shrink with that."""
     clock = FakeClock()
-    board = Board(WAVES["decode"], clock, seed=seed)
+    board = Board(WAVES["decode"], clock, seldom=False, seed=seed)
     board._sample_phase_s = board._phase_s % 0.02 + (0.002 if seed % 2 else -0.002)
     trace, draw = recorded(board, clock, 12), random.Random(seed)
     held = 0
@@ -580,7 +627,7 @@ def test_a_load_quicker_than_samples_is_doubted_wherever_updates_fall(seed: int)
 
 def test_a_reset_of_the_counter_leaves_its_samples_alone() -> None:
     clock = FakeClock()
-    trace = recorded(Board(WAVES["constant"], clock), clock, 6)
+    trace = recorded(Board(WAVES["constant"], clock, seldom=False), clock, 6)
     counter = trace.counters["sim:gpu0"]
     at = len(counter.value) // 2
     counter.value = array("d", [*counter.value[:at], *(v - counter.value[at] for v in counter.value[at:])])

@@ -56,7 +56,8 @@ def test_power_is_the_mean_of_the_last_second() -> None:
 
 
 def test_the_total_is_made_as_a_cards_is() -> None:
-    """The counter before the integral of the same device; scopes added; a model only where nothing is measured."""
+    """The counter before the integral of the same device, by the samples beside it, since it may be read seldom; scopes added;
+    a model only where nothing is measured."""
     samples = Series()
     for t_ns in range(NOW - 5 * S, NOW + 1, S // 10):
         samples.append(t_ns, 300.0)
@@ -70,7 +71,9 @@ def test_the_total_is_made_as_a_cards_is() -> None:
         "rapl:package-0": Domain("cpu", "counter"),
         "codecarbon:cpu": model,
     }
-    assert power(trace, domains) == "250 W, mean of the last second (covers cpu, gpu)"
+    assert power(trace, domains) == "350 W, mean of the last second (covers cpu, gpu)"
+    alone = {key: domain for key, domain in domains.items() if key != "nvml_power:gpu0"}
+    assert power(trace, alone) == "250 W, mean of the last second (covers cpu, gpu)"
     assert (
         power(trace, {"nvml_power:gpu0": integral, "codecarbon:cpu": model}) == "300 W, mean of the last second (covers gpu)"
     )

@@ -79,7 +79,7 @@ def test_the_record_is_strict_json(tmp_path: Path) -> None:
         raise AssertionError(constant)
 
     record = json.loads((store.save(measurement(), tmp_path) / "run.json").read_text(), parse_constant=refuse)
-    assert record["schema_version"] == 4 and "trace" in record
+    assert record["schema_version"] == 5 and "trace" in record
     assert record["trace"]["failures"] == [[7, "rapl", "source_failed", "gone"]]
     assert record["trace"]["period_s"] == {"nvml:gpu0": 0.1}
 

@@ -38,7 +38,7 @@ GAIN_ERROR = 0.05
 SAMPLES_ERROR = 0.1
 # The instant field looks at a quarter of the time: it showed 0.55 to 2.2 times the power of such loads (docs/gpu.md).
 FIELD_ERROR = 1.2
-GAUGES_EVERY_S = 0.3
+GAUGES_EVERY_S = 0.5
 SAMPLED_EVERY_S = 0.9  # how often a board is asked for the samples of its power that it keeps (2.4 s of them on an H100)
 SLOW_INTERVAL_NS = 1_000_000_000
 INSTALL = "pip install 'lem_kit[nvml]'"
@@ -106,7 +106,7 @@ class NvmlSource:
         read = chosen(nvml, everyone, wanted)
         self._boards = {f"gpu{board.number}": board for board, _ in read}
         self._ways = {(key, gauge): list(ways) for key in self._boards for gauge, ways in _GAUGES.items()}
-        self._sampled = {key for key, board in self._boards.items() if _has_samples(nvml, board)}
+        self.sampled = {key for key, board in self._boards.items() if _has_samples(nvml, board)}
         domains: dict[str, Domain] = {}
         integrals: dict[str, Domain] = {}
         for board, note in read:
@@ -119,7 +119,7 @@ class NvmlSource:
             raise Unavailable("NVML: " + ("; ".join(skipped.values()) or "the driver is here, but no GPU"))
         # Samples hold every instant, so the other gauges need not be asked so often; without them power must be.
         self.samples_interval_s = SAMPLED_EVERY_S
-        self.gauges_interval_s = GAUGES_EVERY_S if len(self._sampled) == len(self._boards) else 0.0
+        self.gauges_interval_s = GAUGES_EVERY_S if len(self.sampled) == len(self._boards) else 0.0
         seen = {board.uuid for board, _ in read}
         self._facts: dict[str, Any] = {
             "driver_version": nvml.nvmlSystemGetDriverVersion(),
@@ -147,8 +147,8 @@ class NvmlSource:
             counter = Domain(scope, "counter", None, 0.001, reasons=reasons, label=label, limit_w=limit_w)
         except nvml.NVMLError as error:
             skipped[key] = f"{board} has no energy counter that this process can read: {error}"
-        if key in self._sampled or self._ask(key, "power_w") is not None:
-            means = key in self._sampled
+        if key in self.sampled or self._ask(key, "power_w") is not None:
+            means = key in self.sampled
             relative, gauge = SAMPLES_ERROR if means else FIELD_ERROR, f"nvml:{key}.power_w"
             integral = Domain(scope, "integral", None, 0.001, relative, reasons, f"{label}, power", gauge, means, limit_w)
         return counter, integral
@@ -187,7 +187,7 @@ class NvmlSource:
         if with_slow:
             self._slow_ns = self._clock()
         for key, gauge in self._ways:
-            if (gauge in _SLOW and not with_slow) or (gauge == "power_w" and key in self._sampled):
+            if (gauge in _SLOW and not with_slow) or (gauge == "power_w" and key in self.sampled):
                 continue
             value = self._ask(key, gauge)
             if value is not None:
@@ -213,7 +213,7 @@ class NvmlSource:
     def samples(self) -> dict[str, list[tuple[int, float]]]:
         """Power since the last call, W. The driver stamps them with the wall clock, which is set against ours here."""
         found: dict[str, list[tuple[int, float]]] = {}
-        for key in self._sampled & self._boards.keys():
+        for key in self.sampled & self._boards.keys():
             board = self._boards[key]
             offset_ns = self._clock() - time.time_ns()
             points = _read_samples(self._nvml, board.handle, self._latest.get(key, 0))
@@ -227,7 +227,7 @@ class NvmlSource:
     def describe(self) -> dict[str, Any]:
         ways = {key: self._ways[key, "power_w"] for key in self._boards}
         power_from = {
-            key: "samples of the driver" if key in self._sampled else _POWER_NAMES.get(way[0], "") if way else "nothing"
+            key: "samples of the driver" if key in self.sampled else _POWER_NAMES.get(way[0], "") if way else "nothing"
             for key, way in ways.items()
         }
         return {**self._facts, "power_from": power_from, "cuda_devices": own_devices()}
@@ -247,7 +247,7 @@ class NvmlSource:
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._boards, self._ways, self._sampled = {}, {}, set()
+            self._boards, self._ways, self.sampled = {}, {}, set()
             self._nvml.nvmlShutdown()
 
 

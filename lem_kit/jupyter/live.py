@@ -207,12 +207,13 @@ class Power(NamedTuple):
 def power_now(trace: Trace, domains: Mapping[str, Domain], now_ns: int, elapsed_s: float) -> Power | None:
     """Mean power over the last second, W, of the sources that a card's total would be made of; None where nothing is known.
 
-    A counter's power is taken between readings at which it was seen to change, so it is right to about the sampling interval
-    over a second, and told with two digits.
+    A counter's power is taken from the samples of it, if there are any; else between readings at which it was seen to
+    change, so it is right to about the sampling interval over a second. It is told with two digits.
     """
+    sampled = {domain.gauge: domain for domain in domains.values() if domain.means}
     span_s = min(max(1.5 * elapsed_s, SHORTEST_S), LONGEST_S)
     since_ns = now_ns - round((span_s + OLD_S) * 1e9)
-    courses = {key: course(trace, key, domain, since_ns) for key, domain in domains.items()}
+    courses = {key: course(trace, key, sampled.get(f"{key}.power_w", own), since_ns) for key, own in domains.items()}
     latest = {key: _latest_w(*found, now_ns) for key, found in courses.items()}
     energies = {key: _as_energy(key, domains[key], watts) for key, watts in latest.items()}
     parts = metrics.chosen(energies) or metrics.chosen(energies, allow_model=True)
