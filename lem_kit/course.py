@@ -36,12 +36,16 @@ AS_LONG = 2.0
 # The cells of a counter that is read seldom are sought so many times further around, and its grid in all that was read. A
 # few of them must show how far counter and samples differ.
 FURTHER = 5
+# A cell of it that differs from the samples in it by more than such a part is not believed.
+CONTRADICTED = 0.3
 FEW_CELLS = 3
 # How many times `samples.HIDDEN` is believed at most, since where updates and samples come together the ends of the cells
 # show nothing of it: power that alternates between nothing and twice its mean, which is a range of 40 twentieths.
 MOST_HIDDEN = 40.0
 # How far samples of power and updates of the counter may be apart in time.
 LAG_NS = 3_000_000
+# A sample of so many times the most that the device can draw for long is none.
+IMPLAUSIBLE = 3.0
 # Powers of cells that differ by less than such a part are the same.
 ALIKE = 0.001
 # Power readings that differ by more than such a part from what the counter beside them counts are in step with the load.
@@ -80,6 +84,7 @@ class Cell(NamedTuple):
     """A cell in which counter and samples can be compared. `joules` and `sampled_j`: what they say of it; `steps_j` and
     `hidden_j`: what its two ends leave open."""
 
+    start_ns: float
     joules: float
     ns: float
     sampled_j: float
@@ -119,9 +124,10 @@ class Course:
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - near_ns, t1_ns + near_ns)
         self._samples = Samples(gauge)
         seen = self._samples.t_ns
-        # Where samples are missing for longer than half a period: how many such places there are up to each of them.
-        apart = (b - a > self.period_ns / 2 for a, b in itertools.pairwise(seen))
-        self._holes = array("l", itertools.accumulate(apart, initial=0))
+        # Where samples are missing for longer than half a period, or cannot be: how many such places are up to each of them.
+        most_w = IMPLAUSIBLE * domain.limit_w if domain.limit_w is not None else math.inf
+        bad = (b - a > self.period_ns / 2 or w > most_w for a, b, w in zip(seen, seen[1:], gauge.value[1:]))
+        self._holes = array("l", itertools.accumulate(bad, initial=0))
         self._in_step = self._differ(gauge)
         self._cells = self._compared()
         self._least_cells = FEW_CELLS if rarely else LEAST_CELLS
@@ -146,7 +152,7 @@ class Course:
                     whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
                     ends = [samples.around(int(knot.t_ns)) for knot in (a, b)]
                     steps, hidden = (math.hypot(*(end[i] for end in ends)) / 1.96 for i in (1, 2))
-                    cells.append(Cell(b.joules - a.joules, b.t_ns - a.t_ns, whole, steps, hidden))
+                    cells.append(Cell(a.t_ns, b.joules - a.joules, b.t_ns - a.t_ns, whole, steps, hidden))
         return cells
 
     def unseen(self, long_ns: float = 0.0) -> Unseen:
@@ -170,6 +176,16 @@ class Course:
         hidden = min(1.48 * median(map(operator.truediv, off, hidden_j)), math.sqrt(square) / math.hypot(*hidden_j))
         wider = student_t(len(cells)) / 1.96
         return Unseen(wider * joules, wider * 1.48 * ns, min(wider * hidden, MOST_HIDDEN))
+
+    def contradicted_j(self, t0_ns: int, t1_ns: int) -> float:
+        """Energy that a counter which is read seldom has too much or too little in cells inside a window, by the samples in
+        them: it may have been set back, or have stood, where nobody saw it."""
+        if self._least_cells == LEAST_CELLS:
+            return 0.0
+        scale = median(c.joules / c.sampled_j for c in self._cells) if self._cells else 1.0
+        inside = [c for c in self._cells if c.start_ns < t1_ns and c.start_ns + c.ns > t0_ns]
+        off = [(abs(c.joules - scale * c.sampled_j), c) for c in inside if c.ns > AS_LONG * self.period_ns]
+        return (1 + CONTRADICTED) * sum(off_j for off_j, c in off if off_j > CONTRADICTED * scale * c.sampled_j)
 
     def sampled(self, start_ns: float, end_ns: float) -> bool:
         """Whether power was sampled often enough between two instants to tell its course there."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from .course import NEARBY_NS, Course, Unseen, joules_per_ns
+from .course import IMPLAUSIBLE, NEARBY_NS, Course, Unseen, joules_per_ns
 from .samples import Samples, on_line
 from .staircase import knots
 from .trace import Series, Trace
@@ -89,7 +89,10 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     if any(b - a > gap_ns and not course.sampled(a, b) for a, b in itertools.pairwise(stamps)):
         reasons.append("sampling_gap")
     shape_j, timing_j = course.shapes_j(edges[0], edges[1]), course.timing_j(edges[0], edges[1], joules)
-    noise = math.hypot(shape_j, timing_j) + domain.resolution_j
+    contradicted_j = course.contradicted_j(t0_ns, t1_ns)
+    if contradicted_j:
+        reasons.append("sources_disagree")
+    noise = math.hypot(shape_j, timing_j) + domain.resolution_j + contradicted_j
     if noise > joules:
         reasons.append("unresolved")
     return Between(joules, math.hypot(noise, domain.relative_error * joules), tuple(reasons))
@@ -163,7 +166,7 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     first, end = bisect_right(t, t0_ns) - 1, min(bisect_left(t, t1_ns) + 1, len(t))
     if end - first < 3:
         return _unknown("too_short")
-    if domain.limit_w is not None and max(p[first:end]) > 3 * domain.limit_w:
+    if domain.limit_w is not None and max(p[first:end]) > IMPLAUSIBLE * domain.limit_w:
         return _unknown("implausible")
     if domain.means:
         samples = Samples(near)

@@ -47,6 +47,8 @@ CLOSE = 1.0
 # Walls are near enough if they are so much of a period apart, or so many calls; for visits they may come to be so much more.
 NEAR, NEAR_CALLS, FAR = 0.04, 1.5, 0.25
 MOST_EVIDENCE = 3  # updates read in a visit to bring the walls together
+TRUST = 20  # updates in a row that kept their time, `NEAR` a period, before any is left out
+TEST_EVERY = 4  # of them, the call before which no update may come
 
 
 class Pace:
@@ -60,6 +62,7 @@ class Pace:
         self._interval_ns = interval_ns
         self._close_until_ns = 0
         self._evidence = 0  # updates read one after another
+        self._kept_time = 0  # so many did in a row
         self._skipped = False  # an update came between the last call and the walls
         self._since_ns: int | None = None
         self._expects = False  # a period is believed
@@ -85,9 +88,9 @@ class Pace:
 
     @property
     def seen(self) -> tuple[int, int] | None:
-        """When the update was that was seen last, and within what (ns); None while no period is believed."""
+        """When the update was that was seen last, and within what (ns); None while updates are not trusted to keep time."""
         (low, high), _ = self._seen
-        return (round((low + high) / 2), math.ceil((high - low) / 2)) if self._expects else None
+        return (round((low + high) / 2), math.ceil((high - low) / 2)) if self._kept_time >= TRUST else None
 
     def after(self, series: Series, now_ns: int) -> int:
         """`series` holds all readings of the counter, the last of them just made."""
@@ -149,16 +152,18 @@ class Pace:
             return False
         if median(b.hi_ns - b.lo_ns for b in found) > narrow * period:  # it may be the period of the calls
             return False
-        first, last = found[0], found[-1]
-        low, high = 0.0, float("inf")
+        last, found = found[-1], [b for b in found if b.hi_ns - b.lo_ns <= narrow * period]
+        if len(found) < NEEDED or found[-1] is not last:  # of a call that took long it is not known which update it saw
+            return False
+        first, low, high = found[0], 0.0, float("inf")
         for b in found[1:]:
-            n = round((b.hi_ns - first.hi_ns) / period)
+            n = round((b.lo_ns + b.hi_ns - first.lo_ns - first.hi_ns) / 2 / period)
             if n > 0:
                 low, high = max(low, (b.lo_ns - first.hi_ns) / n), min(high, (b.hi_ns - first.lo_ns) / n)
         if low > high or high > low * 1.5:
             return False
         self._anchor, self._periods = (float(first.lo_ns), float(first.hi_ns)), (low, high)
-        self._passed = round((last.hi_ns - first.hi_ns) / period)
+        self._passed = round((last.lo_ns + last.hi_ns - first.lo_ns - first.hi_ns) / 2 / period)
         self._walls = (float(last.lo_ns), float(last.hi_ns))
         self._expects = True
         self._tell()
@@ -167,9 +172,11 @@ class Pace:
     def _close_in(self, low: float, high: float) -> None:
         """New walls. Where they cross, an update missed its time: a little, and they meet half-way; or the grid is lost."""
         period = sum(self._periods) / 2
-        if max(low - self._expected[1], self._expected[0] - high) > MOST_JITTER * period:
+        missed, near = max(low - self._expected[1], self._expected[0] - high), self._near_ns()
+        if missed > MOST_JITTER * period:
             self._lose()
             return
+        self._kept_time = 0 if missed > near else self._kept_time + (high - low <= near)
         if low > high:
             low, high = (low + high) / 2 - (low - high), (low + high) / 2 + (low - high)
         shortest, longest = self._periods
@@ -191,6 +198,7 @@ class Pace:
 
     def _lose(self) -> None:
         self._expects, self._since_ns, self._tries, self._sure, self._skipped = False, None, 0, True, False
+        self._kept_time = 0
 
     def _tell(self) -> None:
         self.period_ns = sum(self._periods) / 2
@@ -224,6 +232,8 @@ class Pace:
             return int(high) + AGAIN_NS  # surely after the update
         if self._calls % SURE_EVERY == 1:
             return int(low) - self._took_ns - AGAIN_NS  # surely before it
+        if self.apart_ns and self._kept_time < TRUST and self._calls % TEST_EVERY == 1:  # so that one too early is seen
+            return int(low - self._near_ns()) - self._took_ns - AGAIN_NS
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
 
@@ -232,11 +242,15 @@ class Pace:
         low, high = self._seen[0]
         shortest, longest = self._periods
         period = (shortest + longest) / 2
-        near = max(NEAR * period, NEAR_CALLS * self._took_ns)
-        if now_ns < self._close_until_ns or (high - low > near and self._evidence < MOST_EVIDENCE):
+        if now_ns < self._close_until_ns or self._kept_time < TRUST:
+            return 1
+        if high - low > self._near_ns() and self._evidence < MOST_EVIDENCE:
             return 1
         room = (FAR * period - (high - low)) / max(longest - shortest, 1.0)
         return max(int(min(self.apart_ns / period, room)), 1)
+
+    def _near_ns(self) -> float:
+        return max(NEAR * sum(self._periods) / 2, NEAR_CALLS * self._took_ns)
 
 
 def _stood(series: Series) -> bool:

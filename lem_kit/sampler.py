@@ -38,7 +38,7 @@ REPEAT_FAILURE_NS = 1_000_000_000
 TOGETHER_NS = 1_000_000
 # So far apart are readings of a counter whose power is sampled, where no window begins or ends; and so often the thread
 # looks whether one does: to wake it there would cost the user's thread its turn.
-APART_NS = 2_000_000_000
+APART_NS = 1_000_000_000
 LOOK_NS = 50_000_000
 
 

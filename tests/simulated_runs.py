@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from conftest import FakeClock
-from simulation import Board, Wave, recorded
+from simulation import Board, Wave, recorded_windows
 
 from lem_kit.curve import energy_between
 from lem_kit.measurement import Completion, Energy, Measurement, Repeat
@@ -67,7 +67,8 @@ def run_of(
 ) -> Measurement:
     """On a simulated board, read as a session reads one; the counter alone makes the total."""
     clock = FakeClock()
-    trace = recorded(Board(wave, clock, **board), clock, t1_s - 100 + 0.6)
+    windows = [(ns(a), ns(b)) for a, b in ((t0_s, t1_s), *repeats)]
+    trace = recorded_windows(Board(wave, clock, **board), clock, t1_s - 100 + 0.6, windows)[1][0]
     trace.domains.pop("sim_power:gpu0")
     return measured(trace, completions, t0_s, t1_s, repeats)
 

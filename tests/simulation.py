@@ -165,9 +165,10 @@ def recorded_windows(
     slices: dict[int, Trace] = {}
     while clock.now_ns < end:
         due = max(sampler.sample(), clock.now_ns + 50_000)
-        while edges and edges[0] <= due:
+        if edges and edges[0] <= due:
             clock.now_ns = max(edges.popleft(), clock.now_ns)
             sampler.edge()
+            continue  # the thread is woken at an end, and looks soon at a beginning
         while ends and ends[0][0] <= due:
             for job in sampler._jobs:
                 if job.side:
