@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import lem_kit as lem
-from lem_kit import baseline, metrics, store
+from lem_kit import baseline, metrics, steady, store
 from lem_kit.backends import _processes, _steps, vllm
 from lem_kit.errors import LemError
 from lem_kit.measurement import Request, TokenEvent
@@ -272,6 +272,26 @@ def test_a_run_keeps_what_only_the_engine_sees(engine: Any, tmp_path: Any) -> No
     assert 0 < m.counters["kv_cache_used_max"] < 1
     steps = m.trace.gauges["vllm:engine.batch_requests"]
     assert max(steps.value) == m.counters["batch_requests_max"] and m.t0_ns < steps.t_ns[0] < m.t1_ns
+
+
+@engine_here
+def test_a_full_batch_with_a_queue_before_it_is_the_steady_state(engine: Any, tmp_path: Any) -> None:
+    """24 requests at once for 8 places: full load lasts until the first ends that nobody follows."""
+    lengths = [24 + 9 * (i % 5) for i in range(24)]
+    workload = [
+        Request(prompt_token_ids=numbers(300 + i, 16), max_new_tokens=n, fixed_length=True) for i, n in enumerate(lengths)
+    ]
+    with lem.Session(tmp_path, sources=[]) as session:
+        m = session.run(engine, workload, lem.traffic.burst(), warmup=1)
+    ((done, found),) = steady.of_repeats(store.load(tmp_path / m.run_id))
+    without = steady.phases_of_run(done)
+    assert found is not None and without is not None and (found.peak, without.peak) == (8, 24)
+    assert (found.method, without.method) == (steady.BY_STEPS, steady.BY_REQUESTS)
+    placed = sorted(c.scheduled_ns or 0 for c in done)
+    assert found.drain_ns == min(c.done_ns for c in done if c.events[-1][0] > placed[-1])
+    assert without.drain_ns < placed[-4] < found.drain_ns, "with a fifth of the requests still to come"
+    assert found.steady_ns < placed[8], "full before a ninth is given a place"
+    assert metrics.steady_output_tokens_per_s(m) == steady.output_tokens_per_s(done, steps=steady.step_log(m.trace))
 
 
 @engine_here
