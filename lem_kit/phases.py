@@ -8,8 +8,9 @@ energy that the meter cannot tell apart is not told: None, with the code that sa
     of each request   `per_request` (`attribution`)
 
 Prefill begins when the engine schedules a request, where it tells (`Completion.prefill_ns`); else at dispatch, and then a
-queue in the engine is in it. Not covered: what the engine did inside a step that holds prompts and decoding requests, and
-the time for which it had taken a request out of its batch; only its own log could tell.
+queue in the engine is in it. While a request was out of the engine's batch, where that is told (`Completion.preempted_ns`),
+it was at neither, and what is then computed again is prefill. Not covered: what the engine did inside a step that holds
+prompts and decoding requests, and what it found in its cache when it computed a request again.
 """
 
 from __future__ import annotations

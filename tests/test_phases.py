@@ -68,6 +68,27 @@ def test_a_queue_in_the_engine_is_no_prefill_where_the_engine_tells() -> None:
     assert shares is not None and shares.joules[0] == pytest.approx(120) and shares.unattributed_j == pytest.approx(280)
 
 
+def test_a_preempted_request_is_at_neither_and_what_it_computes_again_is_prefill() -> None:
+    span = ns(BEGIN + 2), ns(BEGIN + 2.75)
+    told = request(BEGIN + 1, *((BEGIN + t, 1) for t in (1.5, 2.0, 3.0, 3.5)), prompt=10, preempted_ns=(span,))
+    trace = steady_counter({KEY: 100.0}, 5)
+    found = phases.split(measured(trace, [told], BEGIN, BEGIN + 4))
+    assert found is not None and found.mixed_j == 0
+    assert known(found.prefill).value == pytest.approx(50 + 25) and known(found.decode).value == pytest.approx(50 + 50)
+    assert found.rest_j == pytest.approx(100 + 75 + 50), "three quarters of a second with nobody at work"
+    # Beside 8 tokens/s of another's decode: while it is out all is decode; then 12 tokens in 0.25 s beside 8/s.
+    other = request(BEGIN + 0.5, *((BEGIN + 1 + 0.125 * k, 1) for k in range(21)))
+    states = shaping.states([told, other], ns(BEGIN), ns(BEGIN + 4))
+    at = np.searchsorted(states.t_ns, [ns(BEGIN + t) for t in (1.2, 1.7, 2.5, 2.8, 3.2)], "right") - 1
+    mixed, decode = shaping.MIXED, shaping.DECODE
+    assert states.code[at].tolist() == [mixed, decode, decode, mixed, decode]
+    assert states.prefill_share[at[[0, 3]]] == pytest.approx([20 / 28, 48 / 56])
+    # In the middle of its prefill, and again in the middle of the second try.
+    early = dataclasses.replace(told, preempted_ns=((ns(BEGIN + 1.1), ns(BEGIN + 1.2)), (ns(BEGIN + 1.3), ns(BEGIN + 1.4))))
+    again = phases.split(measured(trace, [early], BEGIN, BEGIN + 4))
+    assert again is not None and known(again.prefill).value == pytest.approx(30) and again.rest_j == pytest.approx(170)
+
+
 def test_mixed_instants_are_shared_by_tokens_within_bounds() -> None:
     # Decode of 10 tokens/s all along, beside it a prompt of 15 tokens for half a second: 30 tokens/s. 50 J of 4 s are mixed.
     long = request(BEGIN, *((BEGIN + 0.5 + 0.1 * k, 1) for k in range(36)), prompt=100)

@@ -98,6 +98,36 @@ def test_the_tap_gives_the_engines_stamps_and_what_it_says_of_a_request() -> Non
     assert (steps.t_ns, steps.finished) == (2_250_000_000, 1)
 
 
+def test_the_tap_hears_when_a_request_was_preempted() -> None:
+    def happened(*what: tuple[str, float]) -> list[Any]:
+        return [SimpleNamespace(type=SimpleNamespace(name=name), timestamp=t) for name, t in what]
+
+    def ended(*each: list[Any], count: int) -> Any:
+        front = Front()
+        tap, _, _ = tapped(front)
+        stats = SimpleNamespace(num_preemptions=count)
+        front.request_states["lem_kit-0"] = SimpleNamespace(stats=stats, num_cached_tokens=0)
+
+        def work(row: _steps.Row) -> None:
+            tap.rows[row.name] = row
+            for k, events in enumerate(each):
+                output = output_of([5])
+                output.events = events
+                front.process_outputs([output], 2.0 + k)
+                row.took(1)
+            row.end(SimpleNamespace(outputs=[SimpleNamespace(finish_reason="length")]))
+
+        return told(work)[-1]
+
+    first = happened(("QUEUED", 1.0), ("SCHEDULED", 1.5))
+    assert ended(first, [], count=0).preempted_ns == ()
+    twice = happened(("PREEMPTED", 2.1), ("SCHEDULED", 2.5), ("PREEMPTED", 2.75)), happened(("SCHEDULED", 3.5))
+    spans = ((2_100_000_000, 2_500_000_000), (2_750_000_000, 3_500_000_000))
+    assert ended(first, *twice, count=2).preempted_ns == spans
+    assert ended(first, twice[0], count=2).preempted_ns == spans[:1], "it ended while it was out"
+    assert ended(first, [], count=1).preempted_ns is None, "more than was heard of: not known"
+
+
 def test_tokens_that_no_step_told_are_stamped_here_and_keep_their_count() -> None:
     def work(row: _steps.Row) -> None:
         row.took(1)
@@ -376,6 +406,12 @@ def test_what_is_shared_speculated_and_preempted_is_recorded() -> None:
         events = ask(backend, *many)
         assert [sum(e.n_tokens for e in events if e.index == i) for i in range(4)] == [150] * 4
         assert sum(e.preemptions or 0 for e in events) > 0 and backend.counters()["kv_cache_used_max"] > 0.7
+        for last in (e for e in events if e.preemptions is not None):
+            stamps = [e.t_ns for e in events if e.index == last.index and e.n_tokens]
+            assert last.preempted_ns is not None and len(last.preempted_ns) == last.preemptions
+            for start, end in last.preempted_ns:
+                assert start < end and stamps[0] < start and end < stamps[-1]
+                assert sum(start < t_ns < end for t_ns in stamps) <= 1, "at most that of a step that had begun"
     finally:
         backend.close()
 
