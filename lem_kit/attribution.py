@@ -6,6 +6,8 @@ So the shares of all requests and what fell in nobody's time are the window's en
     prefill  from its begin (`Completion.prefill_ns`) to the first event: the prompt's tokens, less cached ones, spread
              evenly over that time
     decode   from one event to the next: the later one's tokens, spread evenly over the gap
+    out      while the engine had it out of its batch (`Completion.preempted_ns`): no share. What it then computes again, the
+             prompt and the tokens so far, is spread evenly over the time until the next event
     unknown  a prompt of unknown length, the time after which a request failed: an equal part of the power for each of these,
              the rest by tokens
     nobody   no request between begin of prefill and last event: "unattributed"
@@ -56,7 +58,8 @@ def per_request(m: Measurement) -> Shares | None:
         u_i = hypot(w_p * doubt(dispatch), (w_p - w_d) * doubt(first event), w_d * doubt(last event), E_i * u / E)
 
     w_p and w_d are its mean shares in prefill and in decode, u / E is the window's own interval, `doubt` the energy's at an
-    instant (`shaping.Shaped.doubt_j`). Each repeat is shared by itself; what rounding leaves goes to one of the parts.
+    instant (`shaping.Shaped.doubt_j`); those of a preemption count likewise. Each repeat is shared by itself; what rounding
+    leaves goes to one of the parts.
     """
     import numpy as np
 
@@ -124,10 +127,14 @@ def _in_window(
     e0, e1, e2 = (at(instants) for instants in edges)
     w0 = np.divide(prefill_j, e1 - e0, out=np.zeros(n), where=e1 > e0)
     w1 = np.divide(joules - prefill_j, e2 - e1, out=np.zeros(n), where=e2 > e1)
+    again = shaping.redone(completions)
     variance = np.zeros(n)
     for key, course in zip(keys, courses):
         for instants, change in zip(edges, (w0, w0 - w1, w1)):
             variance += (change * course.doubt_j(instants)) ** 2
+        for instants in (again.out_ns, again.back_ns):
+            doubt = np.where(again.early, w0[again.owner], w1[again.owner]) * course.doubt_j(np.clip(instants, t0_ns, t1_ns))
+            variance += np.bincount(again.owner, doubt**2, n)
         variance += ((energy[key].uncertainty_j or 0.0) / sum(seen) * joules) ** 2
     return joules, np.sqrt(variance), nobodys
 
@@ -153,6 +160,15 @@ def work(completions: Sequence[Completion], t0_ns: int, t1_ns: int) -> Rows:
     if len(kept):
         tokens = np.add.reduceat(tokens, kept)
     owner, start, end, opens = owner[kept], start[kept], end[kept], opens[kept]
+    again = shaping.redone(completions)
+    if len(again.owner):  # the stretch in which it was taken out ends there; how far it had come by then is not known
+        rows = zip(np.searchsorted(owner, again.owner), np.searchsorted(owner, again.owner, "right"), again.back_ns)
+        cut = [i + np.searchsorted(end[i:j], back_ns) for i, j, back_ns in rows]
+        np.minimum.at(end, cut, again.out_ns)
+        tokens[cut] = math.nan
+        ours = (owner, start, end, tokens, opens)
+        more = (again.owner, again.back_ns, again.until_ns, again.tokens, again.early)
+        owner, start, end, tokens, opens = (np.concatenate(pair) for pair in zip(ours, more))
     failed = [(i, c.events[-1][0] if c.events else c.prefill_ns, c.done_ns) for i, c in enumerate(completions) if c.error]
     if failed:
         tail = np.array(failed, dtype=np.int64).T

@@ -48,8 +48,7 @@ def _work(m: Measurement) -> dict[str, list[tuple[int, int]]]:
 def _load(m: Measurement) -> dict[str, list[tuple[int, int]]]:
     found: dict[str, list[tuple[int, int]]] = {"idle": [], "ramp": [], "steady": [], "drain": []}
     pause_ns = m.t0_ns
-    for repeat in sorted({c.repeat for c in m.completions}):
-        run = steady.phases_of_run(c for c in m.completions if c.repeat == repeat)
+    for _, run in steady.of_repeats(m):
         if run is not None:
             found["idle"].append((pause_ns, run.begin_ns))
             pause_ns = run.end_ns

@@ -25,7 +25,7 @@ from .trace import Trace
 #   2  calls are timed, failures have a code, periods of counters, baselines, the meter's own share
 #   3  the engine's own instants of a request and its preemptions; what the engine counted. 2 can be read
 #   4  completions of a repeat that was broken off. 2 and 3 can be read
-#   5  when counters were updated, as the sampler knew it. 2 to 4 can be read
+#   5  when counters were updated, as the sampler knew it; when requests were preempted. 2 to 4 can be read
 SCHEMA_VERSION = 5
 
 Method = Literal["counter", "integral", "model"]
@@ -128,7 +128,8 @@ class TokenEvent:
     `t_ns` with `timing_source="engine"`. `index` counts within the sequence given to one `Backend.generate` call.
     The first event of a request may carry `prompt_tokens` (and `cached_tokens`), its last one `finish_reason`. An engine
     that tells when it took a request into its queue and when it first gave it a place in its batch passes `queued_ns` and
-    `scheduled_ns`; `preemptions` is how often it took that place away again, with the last event.
+    `scheduled_ns`; `preemptions` is how often it took that place away again, and `preempted_ns` from when until when it was
+    without one, both with the last event.
     `n_tokens` may be 0 for an event that only carries such facts.
     """
 
@@ -142,6 +143,7 @@ class TokenEvent:
     queued_ns: int | None = None
     scheduled_ns: int | None = None
     preemptions: int | None = None
+    preempted_ns: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,9 @@ class Completion:
     """What happened to one request. `events` are its (t_ns, n_tokens) in order; n_tokens > 0 in each.
 
     `sched_ns` is when the arrival plan wanted it sent, `dispatch_ns` when it was handed to the engine, `done_ns` when the
-    engine had nothing more for it. `queued_ns`, `scheduled_ns` and `preemptions` are the engine's own (`TokenEvent`), None
-    where it does not tell. `error` is a sentence, and then the completion is a miss in every metric that counts.
+    engine had nothing more for it. `queued_ns`, `scheduled_ns`, `preemptions` and `preempted_ns`, each time without a place
+    in the batch as (from, to), are the engine's own (`TokenEvent`), None where it does not tell. `error` is a sentence, and
+    then the completion is a miss in every metric that counts.
     """
 
     sched_ns: int
@@ -166,6 +169,7 @@ class Completion:
     queued_ns: int | None = None
     scheduled_ns: int | None = None
     preemptions: int | None = None
+    preempted_ns: tuple[tuple[int, int], ...] | None = None
 
     @property
     def prefill_ns(self) -> int:

@@ -122,14 +122,14 @@ def total_tokens_per_s(m: Measurement) -> float | None:
 
 def steady_output_tokens_per_s(m: Measurement, share: float = 0.9) -> float | None:
     """Output throughput of the steady state, tokens/s: output tokens that came in it / its seconds, over all repeats
-    (`steady.steady_window`). None without requests, or where a repeat has none."""
-    repeats = [[c for c in m.completions if c.repeat == k] for k in sorted({c.repeat for c in m.completions})]
-    windows = [steady.steady_window(done, share) for done in repeats]
-    known = [window for window in windows if window is not None]
-    seconds = sum(t1_ns - t0_ns for t0_ns, t1_ns in known) / 1e9
-    if len(known) < len(windows) or not seconds > 0:
-        return None
-    return sum(steady.output_tokens_between(done, *window) for done, window in zip(repeats, known)) / seconds
+    (`steady.of_repeats`). None without requests, or where a repeat has none."""
+    tokens = time_ns = 0
+    for done, run in steady.of_repeats(m, share):
+        if run is None:
+            return None
+        start_ns, end_ns = run.spans["steady"]
+        tokens, time_ns = tokens + steady.output_tokens_between(done, start_ns, end_ns), time_ns + end_ns - start_ns
+    return tokens / (time_ns / 1e9) if time_ns > 0 else None
 
 
 def concurrency_mean(m: Measurement) -> float | None:

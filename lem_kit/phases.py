@@ -8,8 +8,9 @@ energy that the meter cannot tell apart is not told: None, with the code that sa
     of each request   `per_request` (`attribution`)
 
 Prefill begins when the engine schedules a request, where it tells (`Completion.prefill_ns`); else at dispatch, and then a
-queue in the engine is in it. Not covered: what the engine did inside a step that holds prompts and decoding requests, and
-the time for which it had taken a request out of its batch; only its own log could tell.
+queue in the engine is in it. While a request was out of the engine's batch, where that is told (`Completion.preempted_ns`),
+it was at neither, and what is then computed again is prefill. Not covered: what the engine did inside a step that holds
+prompts and decoding requests, and what it found in its cache when it computed a request again.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ class Split(NamedTuple):
 
 
 class Load(NamedTuple):
-    """A part of a run. `energy` (J) and `power` (W) are None where they are not known, and then `reasons` says why."""
+    """A part of a run. `energy` (J) and `power` (W) are None where they are not known, and then `reasons` says why.
+    `method`: who was counted as at work, for people."""
 
     seconds: float
     energy: Figure | None
     power: Figure | None
     output_tokens: int
     reasons: tuple[str, ...] = ()
+    method: str = ""
 
 
 def split(m: Measurement) -> Split | None:
@@ -158,21 +161,22 @@ def _method(courses: Sequence[shaping.Shaped], state: int, begin: str, mixed: fl
 def loads(m: Measurement, share: float = 0.9) -> dict[str, Load] | None:
     """Energy and mean power of "idle", "ramp", "steady" and "drain", over all repeats. None without requests or a total.
 
-    Ramp, steady and drain are those of `steady.phases_of_run(completions, share)`; idle is the rest of the window, in pauses
-    of at least 0.2 s. A run without one has the power of the session's idle baseline there, if any, and no energy. The half-
-    widths are those of `energy_between`, in quadrature over spans and domains; a model's error is added whole.
+    Ramp, steady and drain are those of `steady.phases_of_run`, by the engine's own steps where the record has them; idle is
+    the rest of the window, in pauses of at least 0.2 s. A run without one has the power of the session's idle baseline
+    there, if any, and no energy. The half-widths are those of `energy_between`, in quadrature over spans and domains; a
+    model's error is added whole.
     """
     total = metrics.energy_j(m)
     if total is None or not m.completions:
         return None
     spans: dict[str, list[tuple[int, int]]] = {"idle": [], "ramp": [], "steady": [], "drain": []}
     tokens = dict.fromkeys(spans, 0)
+    methods: list[str] = []
     pause_ns = m.t0_ns
-    for repeat in sorted({c.repeat for c in m.completions}):
-        mine = [c for c in m.completions if c.repeat == repeat]
-        found = steady.phases_of_run(mine, share)
+    for mine, found in steady.of_repeats(m, share):
         if found is None:
             return None
+        methods.append(found.method)
         for name, span in found.spans.items():
             spans[name].append(span)
             tokens[name] += steady.output_tokens_between(mine, *span)
@@ -180,6 +184,7 @@ def loads(m: Measurement, share: float = 0.9) -> dict[str, Load] | None:
         pause_ns = found.end_ns
     spans["idle"] = [s for s in (*spans["idle"], (pause_ns, m.t1_ns)) if s[1] - s[0] >= LEAST_IDLE_NS]
     parts = {name: _load(m, total, [s for s in spans[name] if s[1] > s[0]], tokens[name]) for name in spans}
+    parts = {name: part._replace(method="; ".join(dict.fromkeys(methods))) for name, part in parts.items()}
     known = baseline.chosen(m)
     if not spans["idle"] and known is not None and all(key in known["power_w"] for key in total.keys):
         powers = [known["power_w"][key] for key in total.keys]

@@ -196,7 +196,7 @@ def _measurement(record: dict[str, Any], events: Mapping[str, Any], readings: Ma
     warm = len(record["warmup"])
     ended = warm + len(record["completions"])
     asked = record["warmup"] + record["completions"] + record.get("broken_off", [])
-    done = [Completion(**fields, events=tuple(rows.get(i, ()))) for i, fields in enumerate(asked)]
+    done = [Completion(**_completion(fields), events=tuple(rows.get(i, ()))) for i, fields in enumerate(asked)]
     return Measurement(
         **{
             **record,
@@ -209,6 +209,11 @@ def _measurement(record: dict[str, Any], events: Mapping[str, Any], readings: Ma
             "trace": _trace(record["trace"], readings),
         }
     )
+
+
+def _completion(fields: Mapping[str, Any]) -> dict[str, Any]:
+    out = fields.get("preempted_ns")
+    return {**fields, "preempted_ns": out if out is None else tuple((start, end) for start, end in out)}
 
 
 def _energies(record: Mapping[str, Any]) -> dict[str, Energy]:

@@ -172,7 +172,7 @@ class _Seen:
     half a million objects that it does hold up the loop for tens of milliseconds."""
 
     __slots__ = ("events", "facts", "timing_sources")
-    FACTS = ("prompt_tokens", "cached_tokens", "finish_reason", "queued_ns", "scheduled_ns", "preemptions")
+    FACTS = ("prompt_tokens", "cached_tokens", "finish_reason", "queued_ns", "scheduled_ns", "preemptions", "preempted_ns")
 
     def __init__(self) -> None:
         self.events: list[tuple[int, int]] = []

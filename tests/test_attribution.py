@@ -76,6 +76,45 @@ def test_tokens_that_came_at_one_instant_share_the_gap_before_it() -> None:
     assert shares(at(1, (1, 1))).joules == [0.0] and shares(at(1, (1, 1))).half_width == [0.0]
 
 
+def out(*spans: tuple[float, float]) -> tuple[tuple[int, int], ...]:
+    return tuple((ns(BEGIN + a), ns(BEGIN + b)) for a, b in spans)
+
+
+BESIDE = at(1, (1.5, 1), (2.0, 1), (2.5, 1), (3.0, 1))  # two tokens per second
+
+
+def test_a_request_has_no_share_while_it_is_preempted_and_computes_all_again() -> None:
+    told = ((1.5, 1), (2.0, 1), (3.0, 1))
+    alone = shares(at(1, *told, prompt=10, preempted_ns=out((2.0, 2.5))))
+    assert alone.joules == pytest.approx([150]) and alone.unattributed_j == pytest.approx(250)
+    assert shares(at(1, *told, prompt=10, preempted_ns=())) == shares(at(1, *told, prompt=10)), "never"
+    for since in (1.8, 2.0):  # a token that comes later is of a step that had begun
+        found = shares(at(1, *told, prompt=30, preempted_ns=out((since, 2.5))), BESIDE)
+        # Prefill 1 : 1, decode 1 : 1, nothing, then 30 + 2 tokens beside 1.
+        assert found.joules == pytest.approx([25 + 25 + 50 * 32 / 33, 25 + 25 + 50 + 50 / 33])
+    unknown = shares(at(1, *told, prompt=None, preempted_ns=out((2.0, 2.5))), BESIDE)
+    assert unknown.joules == pytest.approx([25 + 25 + 25, 25 + 25 + 50 + 25])
+
+
+def test_what_a_preemption_cut_short_is_an_equal_part() -> None:
+    told = ((1.5, 1), (2.0, 1), (3.0, 1))
+    twice = shares(at(1, *told, preempted_ns=out((2.1, 2.2), (2.4, 2.6))), BESIDE)
+    assert twice.joules == pytest.approx([25 + 25 + 5 + 0 + 10 + 40 * 80 / 82, 50 + 5 + 10 + 10 + 20 + 40 * 2 / 82])
+    early = shares(at(1, (2.0, 1), (2.5, 1), prompt=30, cached_tokens=20, preempted_ns=out((1.2, 1.5))), BESIDE)
+    assert early.joules == pytest.approx([10 + 50 * 60 / 62 + 25, 10 + 30 + 50 * 2 / 62 + 25 + 50])
+    never = shares(at(1, (1.5, 1), (2.0, 1), preempted_ns=out((2.1, 2.4))), BESIDE)
+    assert never.joules == pytest.approx([50, 150]), "after its last event it is at nothing anyway"
+
+
+def test_a_preemption_adds_the_doubt_about_its_instants() -> None:
+    trace = steady_counter({KEY: 100.0}, 4)
+    trace.domains[KEY] = Domain("gpu", "counter", 0.05)
+    m = measured(trace, [at(1, (1.5, 1), (2.03, 1), (3.0, 1), preempted_ns=())], BEGIN, BEGIN + 4)
+    taken = dataclasses.replace(m, completions=(dataclasses.replace(m.completions[0], preempted_ns=out((2.03, 2.47))),))
+    (plain,), (doubted,) = (phases.per_request(run).half_width for run in (m, taken))  # type: ignore[union-attr]
+    assert doubted > plain
+
+
 def test_several_domains_add_up() -> None:
     trace = steady_counter({"a:gpu0": 100.0, "a:gpu1": 60.0}, 4)
     m = measured(trace, [at(1, (1.5, 1), (2, 3)), at(3, (3.5, 1))], BEGIN, BEGIN + 4)
@@ -111,13 +150,17 @@ requests = st.lists(
     st.tuples(st.integers(0, 3_000), st.none() | st.integers(1, 500), gaps, st.booleans(), st.integers(0, 1)),
     min_size=1, max_size=12,
 )  # fmt: skip
+outs = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2_000), st.integers(0, 600)), max_size=8)
 increments = st.lists(st.integers(1, 60), min_size=60, max_size=60)
 
 
 @settings(max_examples=60, deadline=None)
-@given(requests, increments, increments)
+@given(requests, outs, increments, increments)
 def test_the_shares_are_the_energy_to_the_last_digit(
-    asked: list[tuple[int, int | None, list[tuple[int, int]], bool, int]], first: list[int], second: list[int]
+    asked: list[tuple[int, int | None, list[tuple[int, int]], bool, int]],
+    preempted: list[tuple[int, int, int]],
+    first: list[int],
+    second: list[int],
 ) -> None:
     step = 100_000_000
     done = []
@@ -128,7 +171,16 @@ def test_the_shares_are_the_energy_to_the_last_digit(
             t = min(t + gap * 1_000_000, (repeat * 2_000 + 3_400) * 1_000_000)
             events.append((t, n))
         error = "oh" if failed or not events else None
-        done.append(Completion(begin, begin, t + 1_000_000, tuple(events), prompt, error=error, repeat=repeat))
+        taken, since = [], begin
+        for _, into, gone in sorted(p for p in preempted if p[0] == len(done)):
+            since += into * 1_000_000
+            taken.append((since, since + gone * 1_000_000))
+            since = taken[-1][1]
+        done.append(
+            Completion(
+                begin, begin, t + 1_000_000, tuple(events), prompt, error=error, repeat=repeat, preempted_ns=tuple(taken)
+            )
+        )
     domains = {"a:g0": Domain("gpu", "counter"), "a:g1": Domain("gpu", "counter", 0.0)}
     counters = {}
     for key, jumps in zip(domains, (first, second)):
@@ -152,7 +204,8 @@ def test_the_shares_are_the_energy_to_the_last_digit(
     assert math.fsum([*found.joules, found.unattributed_j]) == total.value
     assert min(found.joules) >= 0 and found.unattributed_j >= 0 and min(found.half_width) >= 0
     worked = [c.done_ns > c.dispatch_ns if c.error else c.events[-1][0] > c.dispatch_ns for c in done]
-    assert [j > 0 for j in found.joules] == worked
+    assert all(w or j == 0 for j, w in zip(found.joules, worked))
+    assert all(j > 0 or not w or c.preempted_ns for j, w, c in zip(found.joules, worked, done))
 
 
 def true_shares(m: Measurement, wave: object) -> np.ndarray:

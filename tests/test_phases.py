@@ -14,10 +14,10 @@ from simulated_runs import KEY, batches, closed_loop, following, measured, ns, r
 from simulation import Wave, square
 
 import lem_kit as lem
-from lem_kit import metrics, phases, shaping, steady
+from lem_kit import bands, metrics, phases, shaping, steady
 from lem_kit.curve import energy_between
 from lem_kit.measurement import REASONS, Completion, Measurement
-from lem_kit.trace import Domain, Trace
+from lem_kit.trace import Domain, Series, Trace
 
 BEGIN = 103.0
 
@@ -66,6 +66,27 @@ def test_a_queue_in_the_engine_is_no_prefill_where_the_engine_tells() -> None:
     assert found.prefill.method.startswith("schedule to first event")
     shares = phases.per_request(measured(steady_counter({KEY: 100.0}, 4), [told], BEGIN, BEGIN + 4))
     assert shares is not None and shares.joules[0] == pytest.approx(120) and shares.unattributed_j == pytest.approx(280)
+
+
+def test_a_preempted_request_is_at_neither_and_what_it_computes_again_is_prefill() -> None:
+    span = ns(BEGIN + 2), ns(BEGIN + 2.75)
+    told = request(BEGIN + 1, *((BEGIN + t, 1) for t in (1.5, 2.0, 3.0, 3.5)), prompt=10, preempted_ns=(span,))
+    trace = steady_counter({KEY: 100.0}, 5)
+    found = phases.split(measured(trace, [told], BEGIN, BEGIN + 4))
+    assert found is not None and found.mixed_j == 0
+    assert known(found.prefill).value == pytest.approx(50 + 25) and known(found.decode).value == pytest.approx(50 + 50)
+    assert found.rest_j == pytest.approx(100 + 75 + 50), "three quarters of a second with nobody at work"
+    # Beside 8 tokens/s of another's decode: while it is out all is decode; then 12 tokens in 0.25 s beside 8/s.
+    other = request(BEGIN + 0.5, *((BEGIN + 1 + 0.125 * k, 1) for k in range(21)))
+    states = shaping.states([told, other], ns(BEGIN), ns(BEGIN + 4))
+    at = np.searchsorted(states.t_ns, [ns(BEGIN + t) for t in (1.2, 1.7, 2.5, 2.8, 3.2)], "right") - 1
+    mixed, decode = shaping.MIXED, shaping.DECODE
+    assert states.code[at].tolist() == [mixed, decode, decode, mixed, decode]
+    assert states.prefill_share[at[[0, 3]]] == pytest.approx([20 / 28, 48 / 56])
+    # In the middle of its prefill, and again in the middle of the second try.
+    early = dataclasses.replace(told, preempted_ns=((ns(BEGIN + 1.1), ns(BEGIN + 1.2)), (ns(BEGIN + 1.3), ns(BEGIN + 1.4))))
+    again = phases.split(measured(trace, [early], BEGIN, BEGIN + 4))
+    assert again is not None and known(again.prefill).value == pytest.approx(30) and again.rest_j == pytest.approx(170)
 
 
 def test_mixed_instants_are_shared_by_tokens_within_bounds() -> None:
@@ -240,7 +261,9 @@ def test_a_part_that_the_source_does_not_see_says_so() -> None:
     )
     found = phases.loads(quick)
     assert found is not None
-    assert found["ramp"] == phases.Load(0.0, None, None, 0, ("too_short",)), "both at once: there is no ramp"
+    assert found["ramp"] == phases.Load(0.0, None, None, 0, ("too_short",), steady.BY_REQUESTS), (
+        "both at once: there is no ramp"
+    )
     assert found["steady"].energy is not None
     broken = dataclasses.replace(
         m, completions=(m.completions[0], dataclasses.replace(m.completions[1], done_ns=ns(BEGIN + 9)))
@@ -258,7 +281,33 @@ def test_idle_is_the_sessions_baseline_where_the_run_has_no_pause() -> None:
     assert found is not None and found["idle"].energy is None and found["idle"].seconds == 0
     assert found["idle"].power[:2] == (42.0, 0.5)  # type: ignore[index]
     without = phases.loads(dataclasses.replace(tight, baselines={}))
-    assert without is not None and without["idle"] == phases.Load(0.0, None, None, 0, ("too_short",))
+    nothing = phases.Load(0.0, None, None, 0, ("too_short",), steady.BY_REQUESTS)
+    assert without is not None and without["idle"] == nothing
+
+
+def test_the_engines_steps_say_where_its_batch_was_full() -> None:
+    """Three requests at once for one place, one second each, at 100 W; steps of half a second, the last one 1.5 s long."""
+    ends = (BEGIN + 1.5, BEGIN + 2.5, BEGIN + 4)
+    done = [request(BEGIN + 0.5, (end - 0.5, 2), (end, 3)) for end in ends]
+    m = measured(steady_counter({KEY: 100.0}, 6), done, BEGIN, BEGIN + 5)
+    rows = ((1.0, 1, 2), (1.5, 1, 2), (2.0, 1, 1), (2.5, 1, 1), (4.0, 1, 0))
+    for name, column in (("batch_requests", 1), ("waiting_requests", 2)):
+        m.trace.gauges[f"e:engine.{name}"] = series = Series()
+        for row in rows:
+            series.append(ns(BEGIN + row[0]), row[column])
+    found = phases.loads(m)
+    assert found is not None and {part.method for part in found.values()} == {steady.BY_STEPS}
+    assert [part.seconds for part in found.values()] == pytest.approx([1.5, 0, 3.5, 0])
+    assert found["steady"].energy.value == pytest.approx(350) and found["steady"].output_tokens == 15  # type: ignore[union-attr]
+    assert phases.summary(m)["steady_j_per_output_token"] == pytest.approx(350 / 15)
+    assert metrics.steady_output_tokens_per_s(m) == pytest.approx(15 / 3.5)
+    names = [(name, len(spans)) for name, _, spans in bands.of(m)]
+    assert names == [("idle", 2), ("steady", 1)], "the figure shades what was measured"
+    m.trace.gauges.clear()
+    without = phases.loads(m)
+    assert without is not None and [part.seconds for part in without.values()] == pytest.approx([1.5, 0, 1, 2.5])
+    assert {part.method for part in without.values()} == {steady.BY_REQUESTS}
+    assert metrics.steady_output_tokens_per_s(m) == pytest.approx(5 / 1.0)
 
 
 def test_repeats_add_up() -> None:

@@ -38,7 +38,10 @@ def measurement(run_id: str = "r1", joules: float | None = 12.5) -> Measurement:
         run_id=run_id, kind="run", label="<b>", status="ok", started_at="2026-11-23T00:00:00.000+00:00",
         t0_ns=0, t1_ns=SECOND, energy=energy, repeats=(Repeat(0, SECOND, energy, 2),),
         warmup=(Completion(0, 1, 2, ((1, 1),), 3, repeat=-1),),
-        completions=(Completion(0, 1, 9, ((4, 1), (9, 1)), 3, "engine"), Completion(0, 1, 9, (), None, error="oh")),
+        completions=(
+            Completion(0, 1, 9, ((4, 1), (9, 1)), 3, "engine", preemptions=1, preempted_ns=((5, 7),)),
+            Completion(0, 1, 9, (), None, error="oh", preempted_ns=()),
+        ),
         broken_off=(Completion(0, 11, 15, ((12, 1), (13, 2)), 3, error="interrupted", repeat=1),),
         config={"batch_size": 1, "list": [1, None, "x"]}, backend={"engine": "fake", "model": {"name": "fake"}},
         unavailable={"rapl": "no"}, environment={"lem_kit": "0"}, reasons=("few_requests",), trace=trace,
@@ -91,9 +94,21 @@ def test_a_record_of_the_version_before_can_be_read(tmp_path: Path) -> None:
     (place / "events.parquet").unlink()
     store._write_table(place / "events.parquet", store._events(dataclasses.replace(measurement(), broken_off=())))
     for c in record["warmup"] + record["completions"]:
-        del c["queued_ns"], c["scheduled_ns"], c["preemptions"]
+        del c["queued_ns"], c["scheduled_ns"], c["preemptions"], c["preempted_ns"]
     (place / "run.json").write_text(json.dumps({**record, "schema_version": 2}))
-    assert store.load(place) == dataclasses.replace(measurement(), counters={}, broken_off=(), schema_version=2)
+    told = (dataclasses.replace(c, preemptions=None, preempted_ns=None) for c in measurement().completions)
+    old = dataclasses.replace(measurement(), counters={}, broken_off=(), schema_version=2, completions=tuple(told))
+    assert store.load(place) == old
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_record_that_does_not_tell_when_a_request_was_preempted_can_be_read(tmp_path: Path, version: int) -> None:
+    place = store.save(measurement(), tmp_path)
+    record = json.loads((place / "run.json").read_text())
+    for c in record["warmup"] + record["completions"] + record["broken_off"]:
+        del c["preempted_ns"]
+    (place / "run.json").write_text(json.dumps({**record, "schema_version": version}))
+    assert {c.preempted_ns for c in store.load(place).completions} == {None}
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

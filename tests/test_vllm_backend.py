@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import lem_kit as lem
-from lem_kit import baseline, metrics, store
+from lem_kit import baseline, metrics, steady, store
 from lem_kit.backends import _processes, _steps, vllm
 from lem_kit.errors import LemError
 from lem_kit.measurement import Request, TokenEvent
@@ -96,6 +96,36 @@ def test_the_tap_gives_the_engines_stamps_and_what_it_says_of_a_request() -> Non
     assert second == TokenEvent(7, 2, 2_250_000_000, "engine")
     assert isinstance(last, TokenEvent) and (last.n_tokens, last.finish_reason, last.preemptions) == (0, "length", 2)
     assert (steps.t_ns, steps.finished) == (2_250_000_000, 1)
+
+
+def test_the_tap_hears_when_a_request_was_preempted() -> None:
+    def happened(*what: tuple[str, float]) -> list[Any]:
+        return [SimpleNamespace(type=SimpleNamespace(name=name), timestamp=t) for name, t in what]
+
+    def ended(*each: list[Any], count: int) -> Any:
+        front = Front()
+        tap, _, _ = tapped(front)
+        stats = SimpleNamespace(num_preemptions=count)
+        front.request_states["lem_kit-0"] = SimpleNamespace(stats=stats, num_cached_tokens=0)
+
+        def work(row: _steps.Row) -> None:
+            tap.rows[row.name] = row
+            for k, events in enumerate(each):
+                output = output_of([5])
+                output.events = events
+                front.process_outputs([output], 2.0 + k)
+                row.took(1)
+            row.end(SimpleNamespace(outputs=[SimpleNamespace(finish_reason="length")]))
+
+        return told(work)[-1]
+
+    first = happened(("QUEUED", 1.0), ("SCHEDULED", 1.5))
+    assert ended(first, [], count=0).preempted_ns == ()
+    twice = happened(("PREEMPTED", 2.1), ("SCHEDULED", 2.5), ("PREEMPTED", 2.75)), happened(("SCHEDULED", 3.5))
+    spans = ((2_100_000_000, 2_500_000_000), (2_750_000_000, 3_500_000_000))
+    assert ended(first, *twice, count=2).preempted_ns == spans
+    assert ended(first, twice[0], count=2).preempted_ns == spans[:1], "it ended while it was out"
+    assert ended(first, [], count=1).preempted_ns is None, "more than was heard of: not known"
 
 
 def test_tokens_that_no_step_told_are_stamped_here_and_keep_their_count() -> None:
@@ -275,6 +305,26 @@ def test_a_run_keeps_what_only_the_engine_sees(engine: Any, tmp_path: Any) -> No
 
 
 @engine_here
+def test_a_full_batch_with_a_queue_before_it_is_the_steady_state(engine: Any, tmp_path: Any) -> None:
+    """24 requests at once for 8 places: full load lasts until the first ends that nobody follows."""
+    lengths = [24 + 9 * (i % 5) for i in range(24)]
+    workload = [
+        Request(prompt_token_ids=numbers(300 + i, 16), max_new_tokens=n, fixed_length=True) for i, n in enumerate(lengths)
+    ]
+    with lem.Session(tmp_path, sources=[]) as session:
+        m = session.run(engine, workload, lem.traffic.burst(), warmup=1)
+    ((done, found),) = steady.of_repeats(store.load(tmp_path / m.run_id))
+    without = steady.phases_of_run(done)
+    assert found is not None and without is not None and (found.peak, without.peak) == (8, 24)
+    assert (found.method, without.method) == (steady.BY_STEPS, steady.BY_REQUESTS)
+    placed = sorted(c.scheduled_ns or 0 for c in done)
+    assert found.drain_ns == min(c.done_ns for c in done if c.events[-1][0] > placed[-1])
+    assert without.drain_ns < placed[-4] < found.drain_ns, "with a fifth of the requests still to come"
+    assert found.steady_ns < placed[8], "full before a ninth is given a place"
+    assert metrics.steady_output_tokens_per_s(m) == steady.output_tokens_per_s(done, steps=steady.step_log(m.trace))
+
+
+@engine_here
 def test_effective_configuration_is_the_engines(engine: Any) -> None:
     facts = engine.describe()
     assert facts["requested"] == {**SMALL, "max_model_len": 1024, "max_num_seqs": 8}
@@ -356,6 +406,12 @@ def test_what_is_shared_speculated_and_preempted_is_recorded() -> None:
         events = ask(backend, *many)
         assert [sum(e.n_tokens for e in events if e.index == i) for i in range(4)] == [150] * 4
         assert sum(e.preemptions or 0 for e in events) > 0 and backend.counters()["kv_cache_used_max"] > 0.7
+        for last in (e for e in events if e.preemptions is not None):
+            stamps = [e.t_ns for e in events if e.index == last.index and e.n_tokens]
+            assert last.preempted_ns is not None and len(last.preempted_ns) == last.preemptions
+            for start, end in last.preempted_ns:
+                assert start < end and stamps[0] < start and end < stamps[-1]
+                assert sum(start < t_ns < end for t_ns in stamps) <= 1, "at most that of a step that had begun"
     finally:
         backend.close()
 

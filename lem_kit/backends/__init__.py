@@ -58,7 +58,8 @@ class Backend(Protocol):
     Optional: `counters() -> dict[str, float]`, what only the engine can see of the time since the last call of it, with
     units in the names. A caller asks once before and once after what it measures. What is not observed is left out. Names
     in use, in `backends.COUNTERS`. And `steps() -> dict[str, Series]`, what the engine logged of each of its steps
-    since the last call, under names of its own with their units; a record keeps it with the gauges of its trace. And
+    since the last call, under names of its own with their units; a record keeps it with the gauges of its trace, and finds
+    the steady state by `batch_requests` and `waiting_requests`. And
     `token_ids(request) -> Sequence[int]`, the ids that the engine makes of a request's prompt; nothing runs, and it is asked
     before anything does.
     """

@@ -42,6 +42,18 @@ class Row:
         self._tapped = self._taken = 0
         self._facts: dict[str, Any] = {"prompt_tokens": len(prompt)}
         self._preemptions: int | None = None
+        self._preempted: list[tuple[int, int]] = []
+        self._out_ns: int | None = None
+
+    def heard(self, events: Iterable[Any] | None) -> None:
+        """What the scheduler did with it since its last output, in order."""
+        for event in events or ():
+            t_ns = round(event.timestamp * 1e9)
+            if event.type.name == "PREEMPTED":
+                self._out_ns = t_ns
+            elif event.type.name == "SCHEDULED" and self._out_ns is not None:
+                self._preempted.append((self._out_ns, t_ns))
+                self._out_ns = None
 
     def stepped(self, n_tokens: int, t_ns: int, state: Any) -> TokenEvent:
         """The event of one step. `state` is the front end's of this request, one object that it changes all the time."""
@@ -68,7 +80,10 @@ class Row:
         if reason in (None, "abort", "error"):
             self.tell(RuntimeError(f"the engine gave a request up ({reason or 'it said nothing of why'})."))
         else:
-            self.tell(TokenEvent(self._index, 0, finish_reason=reason, preemptions=self._preemptions))
+            # As many as it counts, or they are not known: where it hands over no events, for one.
+            whole = len(self._preempted) + (self._out_ns is not None) == self._preemptions
+            out = tuple(self._preempted) if whole else None
+            self.tell(TokenEvent(self._index, 0, finish_reason=reason, preemptions=self._preemptions, preempted_ns=out))
 
     def tell(self, what: TokenEvent | Exception) -> None:
         _hand_over([(self, what)])
@@ -140,6 +155,8 @@ class Tap:
             for output, state in zip(outputs, states):
                 self._steps.finished += output.finish_reason is not None
                 row = self.rows.get(getattr(state, "external_req_id", None) or output.request_id)
+                if row is not None:
+                    row.heard(getattr(output, "events", None))
                 if row is not None and output.new_token_ids:
                     told.append((row, row.stepped(len(output.new_token_ids), t_ns, state)))
         finally:

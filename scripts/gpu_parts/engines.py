@@ -143,7 +143,7 @@ def traffic_row(m: Any, arrivals: str, number: int | None) -> dict[str, Any]:
         "achieved 1/s": metrics.achieved_requests_per_s(m),
         "requests": len(m.completions),
         "schedule delay p50 ms": 1000 * delay if delay is not None else None,
-        "steady tokens/s": optional("steady", "output_tokens_per_s", m.completions),
+        "steady tokens/s": optional("metrics", "steady_output_tokens_per_s", m),
         **row_of(m, **{"pass": number}),
         "counters": str((m.backend or {}).get("counters") or ""),
     }
