@@ -51,7 +51,7 @@ class Criterion:
         new = sequences[:, -1 if self._length is None else self._length :]
         self._length = sequences.shape[1]
         if self._clock is None:
-            self._steps.seen.append((t_ns, new.tolist()))
+            self._steps.seen.append((t_ns, new.flatten().tolist()))
         else:
             self._steps.seen.extend(self._clock.note(new))
         return self._never
@@ -140,7 +140,7 @@ class DeviceClock:
             event, tokens, recorded_ns, anchor = self._noted.popleft()
             t_ns = anchor.t_ns + round(1e6 * anchor.event.elapsed_time(event))
             self._last_ns = max(min(max(t_ns, recorded_ns), seen_ns), self._last_ns)
-            found.append((self._last_ns, tokens.tolist()))
+            found.append((self._last_ns, tokens.flatten().tolist()))
             self._free.append((event, tokens))
         return found
 

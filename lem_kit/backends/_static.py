@@ -26,7 +26,7 @@ from ..measurement import TokenEvent
 # looks again each time that about 250 tokens will be there.
 LOOK_S, LONGEST_LOOK_S, TOKENS_A_LOOK = 0.02, 0.5, 250
 
-Tokens = list[list[int]]  # of one step: for each row its new tokens, one or, in assisted decoding, several
+Tokens = list[int]  # of one step: the new ones of the first row, as many of the next, and so on
 
 
 class Static:
@@ -55,9 +55,10 @@ class Static:
                 look_s = min(max(look_s * TOKENS_A_LOOK / (len(steps.seen) * count or 1), LOOK_S), LONGEST_LOOK_S)
                 while steps.seen:
                     t_ns, tokens = steps.seen.popleft()
-                    for row, new in zip(rows, tokens):
+                    width = len(tokens) // count  # 1, or more when assisted decoding accepts several tokens
+                    for row in rows:
                         if not row.ended:
-                            yield row.event(t_ns, new, steps)
+                            yield row.event(t_ns, tokens[row.index * width : (row.index + 1) * width], steps)
             running.result()
             if steps.stop:
                 raise LemError("This backend was closed while it was generating.")
@@ -101,8 +102,8 @@ class Steps:
             raise Stopped
         if self._prompt_pending:  # the first put is the prompt itself
             self._prompt_pending = False
-        else:  # (rows,), or (1, k) when assisted decoding accepts k tokens of a single row
-            self.seen.append((t_ns, (value if value.dim() > 1 else value[:, None]).tolist()))
+        else:
+            self.seen.append((t_ns, value.flatten().tolist()))
 
     def end(self) -> None:
         pass
