@@ -18,6 +18,7 @@ Not covered: beam search; sampling that differs between requests of one batch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -127,8 +128,10 @@ class Transformers:
         lack = None
         try:
             tensors = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
-            observing, returned = self._observing(steps, len(rows), options)
-            returned(self._model.generate(**tensors, **{**options, **observing}))
+            # An event is asked on the thread's current device, and another than the model's would be woken up for that.
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                observing, returned = self._observing(steps, len(rows), options)
+                returned(self._model.generate(**tensors, **{**options, **observing}))
         except Stopped:
             pass
         except ValueError as error:  # said before anything is generated
