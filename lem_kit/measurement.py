@@ -124,12 +124,12 @@ class Request:
 class TokenEvent:
     """`n_tokens` output tokens of request `index` became available at `t_ns`.
 
-    Stamps itself on creation, in whatever thread that happens, unless the engine has a clock of its own and passes
-    `t_ns` with `timing_source="engine"`. `index` counts within the sequence given to one `Backend.generate` call.
-    The first event of a request may carry `prompt_tokens` (and `cached_tokens`), its last one `finish_reason`. An engine
-    that tells when it took a request into its queue and when it first gave it a place in its batch passes `queued_ns` and
-    `scheduled_ns`; `preemptions` is how often it took that place away again, and `preempted_ns` from when until when it was
-    without one, both with the last event.
+    Stamps itself on creation, in whatever thread that happens, unless the engine or its device has a clock of its own: then
+    `t_ns` is passed, told on this host's clock, with `timing_source="engine"`. `index` counts within the sequence given to
+    one `Backend.generate` call. The first event of a request may carry `prompt_tokens` (and `cached_tokens`), its last one
+    `finish_reason`. An engine that tells when it took a request into its queue and when it first gave it a place in its
+    batch passes `queued_ns` and `scheduled_ns`; `preemptions` is how often it took that place away again, and
+    `preempted_ns` from when until when it was without one, both with the last event.
     `n_tokens` may be 0 for an event that only carries such facts.
     """
 

@@ -16,7 +16,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lem_kit.backends import _readback
-from lem_kit.backends.transformers import Transformers, load
+from lem_kit.backends.transformers import Transformers, _timing, load
 from lem_kit.errors import LemError, Unavailable
 from lem_kit.measurement import Request
 
@@ -38,7 +38,14 @@ def test_dtype_and_attention() -> None:
     assert {p.dtype for p in backend._model.parameters()} == {torch.bfloat16} and effective["dtype"] == "bfloat16"
     assert backend.describe()["model"]["dtype"] == "bfloat16" and backend.describe()["model"]["parameters"] == PARAMETERS
     assert effective["weight_bytes"] == {"cpu": 2 * PARAMETERS} and tokens(backend) == 3
+    assert effective["timing"] == "client: stamped in the generating thread"
     backend.close()
+
+
+def test_a_record_says_whose_clock_stamps_the_tokens() -> None:
+    assert _timing(torch.device("cuda:1"), continuous=False).startswith("engine: stamped by the device")
+    assert _timing(torch.device("cuda:1"), continuous=True) == "engine: stamped in its loop"
+    assert _timing(torch.device("mps"), continuous=False).startswith("client")
 
 
 def test_device_map(tmp_path: Path) -> None:

@@ -109,6 +109,46 @@ def test_options_of_a_request_reach_generate(backend: Transformers, monkeypatch:
     seen.clear()
     events(backend, [Request(prompt="one two", max_new_tokens=3)])
     assert seen["do_sample"] is False and "min_new_tokens" not in seen
+    assert "streamer" not in seen, "for which generate would wait for the device at each step"
+
+
+class Third(transformers.StoppingCriteria):  # type: ignore[misc]
+    """A criterion of the user's: the third token is the last."""
+
+    asked = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.asked += 1
+        return torch.full((input_ids.shape[0],), self.asked == 3, device=input_ids.device)
+
+
+@pytest.mark.parametrize("given", [list, tuple, transformers.StoppingCriteriaList])
+def test_criteria_of_the_users_are_asked_beside_the_one_that_observes(backend: Transformers, given: Any) -> None:
+    theirs = Third()
+    found = events(backend, [Request(prompt="a", max_new_tokens=9, options={"stopping_criteria": given([theirs])})])
+    assert theirs.asked == 3 and per_request(found, 1) == [3] and found[-1].finish_reason == "stop"
+    kept = given([theirs])
+    events(backend, [Request(prompt="a", max_new_tokens=2, fixed_length=True, options={"stopping_criteria": kept})])
+    assert list(kept) == [theirs], "what the user gave is not changed"
+
+
+def test_what_stops_within_a_text_or_a_time_counts_what_came(backend: Transformers) -> None:
+    (text,) = bare([PROMPTS[0]], max_new_tokens=6, min_new_tokens=6)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models.resolve("tiny-llama"))
+    word = tokenizer.decode(text[2:4])
+    expected = next(n for n in range(1, 7) if word in tokenizer.decode(text[:n]))
+    asked = Request(prompt_token_ids=PROMPTS[0], max_new_tokens=6, options={"stop_strings": [word]})
+    found = events(backend, [asked])
+    assert per_request(found, 1) == [expected] and found[-1].finish_reason == "stop"
+    found = events(backend, [Request(prompt="a", max_new_tokens=2000, options={"max_time": 0.05, "eos_token_id": []})])
+    assert 1 <= per_request(found, 1)[0] < 2000 and found[-1].finish_reason == "stop"
+
+
+def test_a_prompt_that_the_engine_changes_is_not_counted_as_output(backend: Transformers) -> None:
+    """token_healing writes the prompt's end anew, which may make it longer or shorter."""
+    options = {"token_healing": True, "tokenizer": backend._tokenizer}
+    asked = Request(prompt=" The energy of one tok  ", max_new_tokens=5, fixed_length=True, options=options)
+    assert per_request(events(backend, [asked]), 1) == [5]
 
 
 def test_an_unknown_engine_argument_names_the_nearest() -> None:

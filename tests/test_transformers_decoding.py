@@ -166,7 +166,8 @@ def test_an_assistant_given_when_loading_is_every_requests(monkeypatch: pytest.M
 def test_prompt_lookup_gives_events_of_several_tokens(backend: Transformers) -> None:
     expected = bare_steps(prompt_lookup_num_tokens=3)
     assert max(expected) > 1
-    assert [e.n_tokens for e in events(backend, request(30, prompt_lookup_num_tokens=3))] == expected
+    found = events(backend, request(30, prompt_lookup_num_tokens=3))
+    assert [e.n_tokens for e in found] == expected and {e.timing_source for e in found} == {"client"}
     with pytest.raises(LemError, match="one request at a time"):
         events(backend, request(prompt_lookup_num_tokens=3), request(prompt_lookup_num_tokens=3))
 

@@ -1,11 +1,11 @@
 """One static batch at a time, in one worker thread.
 
-The one idea: a streamer receives the new token of every row once per decoding step. It keeps the instant and the tensor,
-nothing more; the event loop collects them some times per second and makes TokenEvents of them, so that observing costs the
-generating thread about a microsecond per step and wakes nobody.
+The one idea: the generating thread leaves behind an instant and the tokens of every row once per decoding step, nothing
+more; the event loop collects them some times per second and makes TokenEvents of them, so that observing costs the
+generating thread some microseconds per step and wakes nobody.
 
-Not covered: what the engine is asked for (the backend, which passes in the call to run); requests that arrive while others
-run (`_continuous`).
+Not covered: how the generating thread comes by them (`_criterion`, or as a streamer by itself); what the engine is asked for
+(the backend, which passes in the call to run); requests that arrive while others run (`_continuous`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import LemError
 from ..measurement import TokenEvent
@@ -25,6 +25,8 @@ from ..measurement import TokenEvent
 # ms). But what is left when the last token has come is waited for: 12 ms then (64 rows, steps of 1.6 ms), and 1.2 ms when it
 # looks again each time that about 250 tokens will be there.
 LOOK_S, LONGEST_LOOK_S, TOKENS_A_LOOK = 0.02, 0.5, 250
+
+Tokens = list[int]  # of one step: the new ones of the first row, as many of the next, and so on
 
 
 class Static:
@@ -42,7 +44,7 @@ class Static:
     async def generate(
         self, run: Callable[[Steps], None], count: int, max_new_tokens: int, stop_ids: Collection[int]
     ) -> AsyncIterator[TokenEvent]:
-        """The events of `count` rows while `run` generates them with the streamer that it is given."""
+        """The events of `count` rows while `run` generates them and tells the steps that it is given."""
         steps = self._steps = Steps()
         rows = [_Row(index, max_new_tokens, stop_ids) for index in range(count)]
         running = self.submit(run, steps)
@@ -53,10 +55,10 @@ class Static:
                 look_s = min(max(look_s * TOKENS_A_LOOK / (len(steps.seen) * count or 1), LOOK_S), LONGEST_LOOK_S)
                 while steps.seen:
                     t_ns, tokens = steps.seen.popleft()
-                    # A step is (rows,), or (1, k) when assisted decoding accepts k tokens of a single row.
-                    for row, new in zip(rows, tokens.tolist()):
+                    width = len(tokens) // count  # 1, or more when assisted decoding accepts several tokens
+                    for row in rows:
                         if not row.ended:
-                            yield row.event(t_ns, new if isinstance(new, list) else [new], steps.prompt_tokens)
+                            yield row.event(t_ns, tokens[row.index * width : (row.index + 1) * width], steps)
             running.result()
             if steps.stop:
                 raise LemError("This backend was closed while it was generating.")
@@ -82,11 +84,15 @@ class Stopped(Exception):
 
 
 class Steps:
-    """What the generating thread leaves behind: an instant and a tensor of tokens per decoding step."""
+    """What the generating thread leaves behind: an instant and the tokens of each decoding step.
+
+    It is a streamer, too, for what the engine tells by no other means: the token is then on the host, and stamped there.
+    """
 
     def __init__(self) -> None:
-        self.seen: deque[tuple[int, Any]] = deque()
+        self.seen: deque[tuple[int, Tokens]] = deque()
         self.prompt_tokens: list[int] = []
+        self.timing_source: Literal["engine", "client"] = "client"
         self.stop = False
         self._prompt_pending = True
 
@@ -97,7 +103,7 @@ class Steps:
         if self._prompt_pending:  # the first put is the prompt itself
             self._prompt_pending = False
         else:
-            self.seen.append((t_ns, value))
+            self.seen.append((t_ns, value.flatten().tolist()))
 
     def end(self) -> None:
         pass
@@ -112,12 +118,12 @@ class _Row:
         self._missing = max_new_tokens
         self._stop_ids = stop_ids
 
-    def event(self, t_ns: int, new: list[int], prompt_tokens: list[int]) -> TokenEvent:
+    def event(self, t_ns: int, new: list[int], steps: Steps) -> TokenEvent:
         """The event of one step; what follows an end-of-sequence token is not output."""
         stop_at = next((i for i, token in enumerate(new) if token in self._stop_ids), None)
         n_tokens = len(new) if stop_at is None else stop_at + 1
         self._missing -= n_tokens
         reason = "stop" if stop_at is not None else None if self._missing > 0 else "length"
-        facts = None if self.begun else prompt_tokens[self.index]
+        facts = None if self.begun else steps.prompt_tokens[self.index]
         self.begun, self.ended = True, reason is not None
-        return TokenEvent(self.index, n_tokens, t_ns, prompt_tokens=facts, finish_reason=reason)
+        return TokenEvent(self.index, n_tokens, t_ns, steps.timing_source, prompt_tokens=facts, finish_reason=reason)

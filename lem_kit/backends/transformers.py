@@ -1,10 +1,12 @@
 """Hugging Face transformers: static batches through `model.generate`, or its own continuous batching.
 
 The one idea: every keyword is the engine's, reaches it untouched and is read back from what it made. How tokens are seen is
-in `_static` and `_continuous`, which know nothing of the engine's arguments.
+in `_static`, `_criterion` and `_continuous`, which know nothing of the engine's arguments.
 
 Tokens: the end-of-sequence token of a row counts as an output token (it was computed); what is generated to fill up a
-finished row (padding) does not. On Apple's MPS, release 5 hands tokens over one step late.
+finished row (padding) does not. Where a static batch is on a CUDA device, that stamps its tokens (`_criterion`). In assisted
+decoding, and on other devices, they are stamped as the engine streams them; on Apple's MPS, release 5 does that one step
+late.
 
 Two keywords of `load` are lem_kit's, the rest are from_pretrained's:
     continuous_batching   True, or a dict of arguments of the engine's ContinuousBatchingConfig: requests join and leave the
@@ -16,13 +18,14 @@ Not covered: beam search; sampling that differs between requests of one batch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,12 +36,15 @@ from ..errors import LemError, Unavailable, nearest
 from ..measurement import Request, TokenEvent, jsonable
 from . import _hub, _readback
 from ._continuous import Asked, Continuous
+from ._criterion import Criterion, DeviceClock
 from ._static import Static, Steps, Stopped
 
 NEEDS = {"package": "transformers", "image": "huggingface/transformers-pytorch-gpu:latest"}
 
 _PLACING_KEYWORDS = ("device_map", "device_mesh", "distributed_config", "tp_plan", "tp_size")
 _OUR_KEYWORDS = ("assistant_model", "continuous_batching")
+# What makes decoding assisted. There, releases up to 5.17 ask the stopping criteria about candidates as well.
+_ASSISTING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 _OWN_OPTIONS = {"attention_mask", "input_ids", "inputs", "inputs_embeds", "max_new_tokens", "streamer"}
 
 
@@ -71,7 +77,7 @@ def load(model: str, **engine_args: Any) -> Transformers:
         "torch": torch.__version__,
         "model": _readback.of_model(loaded, model, _hub.commit(path, hub)),
         "requested": requested,
-        "effective": _readback.effective(loaded, placed_by),
+        "effective": {**_readback.effective(loaded, placed_by), "timing": _timing(loaded.device, engine is not None)},
     }
     if engine is not None:
         facts["effective"]["attn_implementation_as_loaded"] = attention
@@ -122,7 +128,10 @@ class Transformers:
         lack = None
         try:
             tensors = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
-            self._model.generate(**tensors, streamer=steps, **options)
+            # An event is asked on the thread's current device, and another than the model's would be woken up for that.
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                observing, returned = self._observing(steps, len(rows), options)
+                returned(self._model.generate(**tensors, **{**options, **observing}))
         except Stopped:
             pass
         except ValueError as error:  # said before anything is generated
@@ -140,6 +149,23 @@ class Transformers:
             raise MemoryError(
                 f"{lack} Requests together: {len(rows)}, padded to {longest} + {options['max_new_tokens']} tokens."
             )
+
+    def _observing(self, steps: Steps, rows: int, options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any], None]]:
+        """Keywords by which generate tells its steps, and what to call with what it returns."""
+        device = self._model.device
+        if device.type != "cuda" or self._assisted(options):
+            return {"streamer": steps}, lambda _: None
+        criterion = Criterion(steps, torch.zeros(rows, dtype=torch.bool, device=device), _device_clock(device))
+
+        def returned(out: Any) -> None:
+            sequences = getattr(out, "sequences", out)
+            criterion.returned(sequences.shape[1] if isinstance(sequences, torch.Tensor) else None)
+
+        criteria = transformers.StoppingCriteriaList([criterion, *(options.get("stopping_criteria") or ())])
+        return {"stopping_criteria": criteria}, returned
+
+    def _assisted(self, options: Mapping[str, Any]) -> bool:
+        return any(self._setting(options, name) for name in _ASSISTING)
 
     async def _join(self, requests: Sequence[Request]) -> AsyncIterator[TokenEvent]:
         keywords = [self._keywords(request) for request in requests]
@@ -244,8 +270,7 @@ class Transformers:
                 "stop_strings and stopping_criteria need one request per call: in a batch, transformers does not tell "
                 "which row they have ended, and padding would be counted as output."
             )
-        assisted = options.get("assistant_model") is not None or self._setting(options, "prompt_lookup_num_tokens")
-        if assisted and len(requests) > 1:
+        if len(requests) > 1 and self._assisted(options):
             raise LemError(
                 "Assisted decoding (assistant_model, prompt_lookup_num_tokens) takes one request at a time: use "
                 "arrivals=lem.traffic.batches(1)."
@@ -302,6 +327,24 @@ class Transformers:
     def _free_memory(self) -> None:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+def _timing(device: torch.device, continuous: bool) -> str:
+    """In words, whose clock it is and where it is read."""
+    if continuous:
+        return "engine: stamped in its loop"
+    if device.type == "cuda":
+        return "engine: stamped by the device and told on this host's clock; assisted decoding: client"
+    return "client: stamped in the generating thread"
+
+
+def _device_clock(device: torch.device) -> DeviceClock:
+    """For what is put on the stream that this thread works on."""
+
+    def host_like(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+    return DeviceClock(functools.partial(torch.cuda.Event, enable_timing=True), torch.cuda.current_stream(device), host_like)
 
 
 def _batching(asked: Any) -> dict[str, Any] | None:

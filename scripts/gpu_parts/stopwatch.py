@@ -1,4 +1,4 @@
-"""What observing costs: the streamer against bare `generate`, and the sampler against none.
+"""What observing costs: lem_kit's stopwatch against bare `generate`, and the sampler against none.
 
 The one idea: short runs of the same work in turn, in an order drawn anew each round, so that whatever drifts meets all of
 them alike; figures are ratios of tokens/s within a round, with Student's interval of their mean logarithm. Sampler on and
@@ -7,9 +7,12 @@ more often, is waited for and not counted, and without it the GPU rests as long.
 
 Steps of an eager model are as long as the host makes them, and where the host is not steady such ratios are known to ten
 percent only. Compiled steps (a static cache, CUDA graphs) are several times shorter and come evenly: there the same cost is
-a larger share, and seen. The parts are also taken one by one, as shares of a decoding step: handing a token over (the copy
-that a streamer costs, and the note of its instant), what the event loop computes meanwhile, and how much longer a step takes
-that meets a reading of the counter than the steps beside it.
+a larger share, and seen. The parts are also taken one by one, as shares of a decoding step: what the host computes in the
+criterion by which lem_kit sees the tokens (while the device is at work, so that the step need not be longer by it), what the
+event loop computes meanwhile, and how much longer a step takes that meets a reading of the counter than the steps beside it.
+
+The stamps themselves are held against the host's: of each step, how much later than its stamp it is on the host when a wait
+for the device, right after the stamp's event was recorded, is over.
 
 Every arm runs in the thread that lem_kit generates in, for compiled code belongs to a thread.
 """
@@ -48,6 +51,8 @@ def measure(check: Check) -> None:
         return
     backend = load(check, model)
     try:
+        if check.allow(f"{model}: the stamps", check.seconds(15, 4)):
+            stamps(check, torch, backend, model)
         for batch, way in itertools.product((1, 8)[: 1 if check.quick else 2], (EAGER, COMPILED)):
             if check.allow(f"{model}, batch {batch}{way[0]}: the parts of the cost", check.seconds(10, 4)):
                 parts_of_it(check, torch, backend, model, batch, way)
@@ -69,9 +74,13 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int, 
     async def loop_s() -> float:
         return time.thread_time()  # of the thread that collects what the generating one has left
 
-    steps, token = Steps(), torch.zeros(batch, dtype=torch.int64, device=backend._model.device)
-    noted = [timed_s(lambda: steps.put(token)) for _ in range(5000)]
-    copied = [timed_s(token.cpu) for _ in range(500)]
+    sequences = torch.zeros((batch, 2000), dtype=torch.int64, device=backend._model.device)
+    criterion = backend._observing(Steps(), batch, {})[0]["stopping_criteria"][0]
+    observed = []
+    for length in range(1, 2001):
+        step = functools.partial(criterion, sequences[:, :length], None)
+        observed.append(timed_s(step))
+        wait(torch)
     name, options, _ = way
     requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens, **options)
     with check.session() as session:
@@ -96,8 +105,7 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int, 
     inside = sum(m.t0_ns <= end <= m.t1_ns for _, end in calls) / m.duration_s
     row = {
         "model": f"{model}{name}", "batch": batch, "step ms": 1000 * step_s,
-        "note %": 100 * statistics.median(noted) / step_s, "copy %": 100 * statistics.median(copied) / step_s,
-        "event loop %": 100 * computed_s / generated_s,
+        "criterion %": 100 * statistics.median(observed) / step_s, "event loop %": 100 * computed_s / generated_s,
         "calls per s": inside if calls else None, "steps that met one": delay.n if delay else None,
         "delay by a call ms": 1000 * delay.value if delay else None,
         "sampler %": 100 * delay.value * inside if delay else None,
@@ -105,8 +113,36 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int, 
     }  # fmt: skip
     check.table("parts of the cost", [row])
     sampler_said = f"{row['sampler %']:.2f} [{row['low']:.2f}, {row['high']:.2f}] %" if delay else "unknown"
-    stopwatch = row["note %"] + row["copy %"] + row["event loop %"]
+    stopwatch = row["criterion %"] + row["event loop %"]
     check.headline(f"{model}, batch {batch}{name}: of a step, stopwatch / sampler", f"{stopwatch:.2f} % / {sampler_said}")
+
+
+def wait(torch: Any) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def stamps(check: Check, torch: Any, backend: Any, model: str) -> None:
+    """Of one request, whose steps are waited for by a criterion of the user's: it is asked after lem_kit's."""
+    after_ns: list[int] = []
+
+    def waited(sequences: Any, scores: Any, **_: Any) -> Any:
+        wait(torch)
+        after_ns.append(time.monotonic_ns())
+        return torch.zeros(len(sequences), dtype=torch.bool, device=sequences.device)
+
+    tokens = int(check.seconds(400, 100))
+    requests = lem.prompts.synthetic(1, check.input_tokens, tokens, stopping_criteria=[waited])
+    for _ in range(2):  # the first is a warm-up
+        after_ns.clear()
+        (done,) = lem.traffic.run_blocking(lem.traffic.send(backend, requests, lem.traffic.batches(1)))
+    assert len(done.events) == len(after_ns) == tokens, done.error
+    late_us = sorted((after - t) / 1e3 for after, (t, _) in zip(after_ns, done.events))
+    row = {"model": model, "clock": done.timing_source, "tokens": tokens, "decode s": lem.latency.decode_s(done)}
+    for name, share in (("least", 0), ("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("most", 1)):
+        row[f"host - stamp, {name} us"] = late_us[round(share * (tokens - 1))]
+    check.table("stamps", [row])
+    check.headline(f"{model}: host after a wait - stamp, us", " / ".join(f"{late_us[i]:.0f}" for i in (0, tokens // 2, -1)))
 
 
 def timed_s(work: Callable[[], Any]) -> float:
@@ -146,8 +182,7 @@ def bare(torch: Any, model: Any, requests: Sequence[Any]) -> Callable[..., None]
     def generate(**options: Any) -> None:
         ids = torch.tensor([r.prompt_token_ids for r in requests], device=model.device)
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **fixed, **options)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait(torch)
 
     return generate
 
