@@ -56,8 +56,8 @@ def test_power_is_the_mean_of_the_last_second() -> None:
 
 
 def test_the_total_is_made_as_a_cards_is() -> None:
-    """The counter before the integral of the same device, by the samples beside it, since it may be read seldom; scopes added;
-    a model only where nothing is measured."""
+    """The counter before the integral of the same device, by the samples beside it, since it may be read seldom; scopes
+    added; a model only where nothing is measured."""
     samples = Series()
     for t_ns in range(NOW - 5 * S, NOW + 1, S // 10):
         samples.append(t_ns, 300.0)

@@ -5,8 +5,9 @@
                two whole periods of the square wave, whose edges cut it anywhere
     repeated   one and the same work again and again, each in a window of its own, against their mean
 
-    apart      the same windows again: counter against samples, brought to one gain by the long window, and the half-widths
-               of both without what is allowed for the samples at large. No power need be steady for this.
+    apart      the same windows again: counter against samples, brought to one gain by the long window less its ends, and the
+               half-widths of both, and of that gain, without what is allowed for the samples at large. No power need be
+               steady for this.
 
 The reference is not the truth: what the sensor's gain hides is in both. A straight line is taken out of repeated work, since
 a board that warms up is no error of the meter; what the work itself varies by is left in, and so the load is one that keeps
@@ -32,6 +33,7 @@ SHORT_S, LONG_S = 0.23, 1.0
 SQUARE_S = 0.37
 METHODS = ("counter", "integral")
 RANDOM_WINDOWS = 60
+INNER_NS = 300_000_000
 
 
 def measure(check: Check) -> None:
@@ -132,7 +134,8 @@ def apart(check: Check, name: str, trace: Any, edges: tuple[int, int], length_s:
     """Counter against samples in windows at random instants."""
     plain = {key: domain._replace(relative_error=0.0) for key, domain in trace.domains.items()}
     trace = dataclasses.replace(trace, domains=plain)
-    whole = by_method(energy(trace, *edges))
+    inner = (edges[0] + INNER_NS, edges[1] - INNER_NS)
+    whole = by_method(energy(trace, *inner))
     length_ns = int(length_s * 1e9)
     draw = random.Random(3)
     starts = [draw.randrange(edges[0], edges[1] - length_ns) for _ in range(RANDOM_WINDOWS)]
@@ -142,9 +145,10 @@ def apart(check: Check, name: str, trace: Any, edges: tuple[int, int], length_s:
         check.left_out(f"counter against samples, {name}, {1000 * length_s:g} ms", "one of them has no energy")
         return
     gain = whole["counter"].joules / whole["integral"].joules
-    mean = whole["counter"].joules * length_ns / (edges[1] - edges[0])
+    doubt = math.hypot(*(whole[m].uncertainty_j / whole[m].joules for m in METHODS))
+    mean = whole["counter"].joules * length_ns / (inner[1] - inner[0])
     apart_j = [mean + p["counter"].joules - gain * p["integral"].joules for p in pairs]
-    halves = [math.hypot(p["counter"].uncertainty_j, gain * p["integral"].uncertainty_j) for p in pairs]
+    halves = [math.hypot(*(p[m].uncertainty_j for m in METHODS), doubt * p["counter"].joules) for p in pairs]
     found = figures.covered(apart_j, halves, mean)
     row = {"load": name, "length ms": 1000 * length_s, "mean J": mean, "gain": gain, **found}
     check.table("counter against samples", [row])

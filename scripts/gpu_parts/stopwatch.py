@@ -11,6 +11,9 @@ a larger share, and seen. The parts are also taken one by one, as shares of a de
 criterion by which lem_kit sees the tokens (while the device is at work, so that the step need not be longer by it), what the
 event loop computes meanwhile, and how much longer a step takes that meets a reading of the counter than the steps beside it.
 
+Finest of all, the steps of one and the same run are observed in turn: a few of them as lem_kit does, a few by nothing, a few
+as a streamer does, in an order drawn anew each time. Only what the event loop's thread takes is not in that.
+
 The stamps themselves are held against the host's: of each step, how much later than its stamp it is on the host when a wait
 for the device, right after the stamp's event was recorded, is over.
 
@@ -36,6 +39,7 @@ from .check import Check, until_settled
 from .inference import load
 
 ROUNDS_PER_BLOCK = 6
+STEPS_IN_TURN = 6  # the first of them still meets what the ones before have left
 REST_S = 1.0
 # How the model decodes: options of `generate`, and the share of the output tokens that a short run has.
 Way = tuple[str, dict[str, Any], int]
@@ -56,6 +60,8 @@ def measure(check: Check) -> None:
         for batch, way in itertools.product((1, 8)[: 1 if check.quick else 2], (EAGER, COMPILED)):
             if check.allow(f"{model}, batch {batch}{way[0]}: the parts of the cost", check.seconds(10, 4)):
                 parts_of_it(check, torch, backend, model, batch, way)
+            if check.allow(f"{model}, batch {batch}{way[0]}: steps in turn", check.seconds(25, 4)):
+                in_turn(check, torch, backend, model, batch, way)
         turns = list(itertools.product((8, 1)[1 if check.quick else 0 :], (COMPILED, EAGER)))
         for number, (batch, way) in enumerate(turns):
             seconds = (check.left_s() - 5) / (len(turns) - number) - check.seconds(25 if way is COMPILED else 1, 1)
@@ -69,17 +75,15 @@ def measure(check: Check) -> None:
 
 def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int, way: Way) -> None:
     """Shares of a decoding step, each from its own clock."""
-    from lem_kit.backends._static import Steps
 
     async def loop_s() -> float:
         return time.thread_time()  # of the thread that collects what the generating one has left
 
     sequences = torch.zeros((batch, 2000), dtype=torch.int64, device=backend._model.device)
-    criterion = backend._observing(Steps(), batch, {})[0]["stopping_criteria"][0]
+    observe = observer(backend, batch)
     observed = []
     for length in range(1, 2001):
-        step = functools.partial(criterion, sequences[:, :length], None)
-        observed.append(timed_s(step))
+        observed.append(timed_s(functools.partial(observe, sequences[:, :length])))
         wait(torch)
     name, options, _ = way
     requests = lem.prompts.synthetic(batch, check.input_tokens, check.output_tokens, **options)
@@ -117,6 +121,23 @@ def parts_of_it(check: Check, torch: Any, backend: Any, model: str, batch: int, 
     check.headline(f"{model}, batch {batch}{name}: of a step, stopwatch / sampler", f"{stopwatch:.2f} % / {sampler_said}")
 
 
+def observer(backend: Any, batch: int) -> Callable[[Any], None]:
+    """What lem_kit does at a step, for sequences that end with the step's tokens."""
+    from lem_kit.backends._static import Steps
+
+    steps = Steps()
+    keywords = backend._observing(steps, batch, {})[0]
+    if "stopping_criteria" not in keywords:  # on a CPU
+        return lambda sequences: steps.put(sequences[:, -1].cpu())
+    criterion = keywords["stopping_criteria"][0]
+
+    def observe(sequences: Any) -> None:
+        criterion._length = sequences.shape[1] - 1  # the steps before were perhaps not its own
+        criterion(sequences, None)
+
+    return observe
+
+
 def wait(torch: Any) -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -143,6 +164,65 @@ def stamps(check: Check, torch: Any, backend: Any, model: str) -> None:
         row[f"host - stamp, {name} us"] = late_us[round(share * (tokens - 1))]
     check.table("stamps", [row])
     check.headline(f"{model}: host after a wait - stamp, us", " / ".join(f"{late_us[i]:.0f}" for i in (0, tokens // 2, -1)))
+
+
+class InTurn:
+    """One of generate's stopping criteria, which has `ways` look at a few steps each and keeps how long these took."""
+
+    def __init__(self, ways: dict[str, Callable[[Any], Any]], never: Any) -> None:
+        self.took: dict[str, list[float]] = {name: [] for name in ways}
+        self._ways, self._never = ways, never
+        self._draw = random.Random(5)
+        self._left: list[str] = []
+        self._steps, self._began, self._found = 0, 0.0, dict.fromkeys(ways, 0.0)
+
+    def __call__(self, sequences: Any, scores: Any, **_: Any) -> Any:
+        now = time.perf_counter()
+        if self._left and self._steps == STEPS_IN_TURN:
+            self._found[self._left.pop()] = now - self._began
+            self._steps = 0
+            if not self._left:
+                for name, seconds in self._found.items():
+                    self.took[name].append(seconds)
+        if not self._left:
+            self._left = self._draw.sample(list(self._ways), len(self._ways))
+        if self._steps == 1:
+            self._began = now
+        self._steps += 1
+        self._ways[self._left[-1]](sequences)
+        return self._never
+
+    def forget(self) -> None:
+        self._left, self._steps = [], 0
+
+
+def in_turn(check: Check, torch: Any, backend: Any, model: str, batch: int, way: Way) -> None:
+    named, options, _ = way
+    requests = lem.prompts.synthetic(batch, check.input_tokens, int(check.seconds(600, 60)))
+    generate = functools.partial(bare(torch, backend._model, requests), **options)
+
+    def run() -> InTurn:
+        ways = {
+            "nothing": lambda sequences: None,
+            "streamer": lambda sequences: sequences[:, -1].cpu(),
+            "lem_kit": observer(backend, batch),
+        }
+        found = InTurn(ways, torch.zeros(batch, dtype=torch.bool, device=backend._model.device))
+        ends = time.monotonic() + check.seconds(15, 2)
+        while time.monotonic() < ends:
+            generate(stopping_criteria=[found])
+            found.forget()
+        return found
+
+    took = backend._static._worker.submit(run).result().took
+    for name in ("streamer", "lem_kit"):
+        ratio = figures.paired_ratio(took[name], took["nothing"])
+        if ratio is not None:
+            step_ms = 1000 * sum(took["nothing"]) / len(took["nothing"]) / (STEPS_IN_TURN - 1)
+            row = {"model": f"{model}{named}", "batch": batch, "step ms": step_ms, "a step of": f"{name} / nothing"}
+            check.table("steps in turn", [{**row, "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "n": ratio.n}])
+            if name == "lem_kit":
+                check.headline(f"{model}, batch {batch}{named}: a step, observed / not", str(ratio))
 
 
 def timed_s(work: Callable[[], Any]) -> float:
