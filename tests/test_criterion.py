@@ -79,46 +79,50 @@ class Pinned:
         assert non_blocking and new.shape == self.shape
         self.new, self.filled_ns = new.clone(), self.device.work(3 * US)
 
-    def flatten(self) -> torch.Tensor:
+    def tolist(self) -> list[list[int]]:
         assert self.device.host_ns >= self.filled_ns
-        return self.new.flatten()
+        return self.new.tolist()
 
 
-def column(step: int, rows: int = 2) -> torch.Tensor:
-    return torch.full((rows, 1), step)
+def upto(step: int, rows: int = 2) -> torch.Tensor:
+    """The sequences after a step: a prompt of three, and the number of each step."""
+    return torch.tensor([-1, -2, -3, *range(step + 1)]).repeat(rows, 1)
 
 
 def test_nothing_waits_and_steps_come_in_order_once_they_are_complete() -> None:
+    """The first token at once, later ones together in the copies that follow."""
     device = Device()
     clock = device.clock()
     assert device.waits == [2 * US], "for the anchor, on the idle stream"
     done = []
-    for step in range(3):  # queued behind one another: the host is ahead
-        device.work(10 * MS)
-        assert clock.note(column(step)) == []
-        done.append(device.idle_ns)
-    device.host_ns = done[1] - 100 * US
-    first = clock.note(column(3))
+    for step in range(4):  # queued behind one another: the host is ahead
+        done.append(device.work(10 * MS))
+        assert clock.note(upto(step), 1) == []
+    device.host_ns = done[0] + 100 * US
+    first = clock.note(upto(4), 1)
     assert [tokens for _, tokens in first] == [[0, 0]]
-    device.host_ns = done[2] + 5 * MS
-    later = clock.note(column(4))
-    assert [tokens for _, tokens in later] == [[1, 1], [2, 2], [3, 3]]
-    assert len(device.waits) == 1
+    device.host_ns += 60 * MS
+    done += [device.idle_ns, device.work(10 * MS)]
+    assert clock.note(upto(5), 1) == [], "now the others are copied"
+    device.host_ns = device.idle_ns
+    done.append(device.work(10 * MS))
+    later = clock.note(upto(6), 1)
+    assert [tokens for _, tokens in later] == [[k, k] for k in range(1, 6)] and len(device.waits) == 1
     rest = clock.rest()
-    assert [tokens for _, tokens in rest] == [[4, 4]] and len(device.waits) == 2
-    stamps = [t for t, _ in (*first, *later)]
-    assert stamps[:3] == pytest.approx(done, abs=3 * US), "when they were there, and not when somebody looked"
+    assert [tokens for _, tokens in rest] == [[6, 6]] and len(device.waits) == 2
+    stamps = [t for t, _ in (*first, *later, *rest)]
+    assert stamps == pytest.approx(done, abs=3 * US), "when they were there, and not when somebody looked"
     assert clock.rest() == []
 
 
-def test_events_and_memory_are_used_again() -> None:
+def test_events_are_used_again() -> None:
     device = Device()
     clock = device.clock()
-    for step in range(50):
-        device.work(MS)
-        clock.note(column(step))
+    for step in range(500):
+        device.work(5 * MS)
+        clock.note(upto(step), 1)
         device.host_ns = device.idle_ns  # as generate waits before each next step
-    assert device.events <= 4, "one for the anchor, and those of the steps that are on their way"
+    assert device.events <= 40, "one for the anchor, and those of the steps since the last copy but one"
 
 
 @pytest.mark.parametrize("ppm", [-50.0, 50.0])
@@ -128,9 +132,8 @@ def test_drift_is_that_of_a_second(ppm: float) -> None:
     clock = device.clock()
     found, done = [], []
     for step in range(1000):
-        device.work(10 * MS)
-        found += clock.note(column(step))
-        done.append(device.idle_ns)
+        done.append(device.work(10 * MS))
+        found += clock.note(upto(step), 1)
         device.host_ns = max(device.host_ns, device.idle_ns) + 200 * US
     found += clock.rest()
     errors = [t - truth for (t, _), truth in zip(found, done, strict=True)]
@@ -143,11 +146,10 @@ def test_an_anchor_is_the_try_that_was_disturbed_least() -> None:
     device = Device()
     device.held_ns = iter([4 * MS, 5 * MS, 3 * MS, 0, 0])  # another thread holds the interpreter
     clock = device.clock()
-    device.work(10 * MS)
-    clock.note(column(0))
-    truth = device.idle_ns
+    truth = device.work(10 * MS)
+    clock.note(upto(0), 1)
     device.host_ns = truth + MS
-    ((t_ns, _),) = clock.note(column(1))
+    ((t_ns, _),) = clock.note(upto(1), 1)
     assert abs(t_ns - truth) < 5 * US and len(device.waits) == 4
 
 
@@ -156,16 +158,15 @@ def test_a_stamp_stays_between_what_the_host_has_seen() -> None:
     for ppm in (100_000.0, -100_000.0):
         device = Device(ppm)
         clock = device.clock()
-        bounds, found = [], []
-        for step in range(40):
-            asked = device.host_ns
+        asked, found = [], []
+        for step in range(400):
+            asked.append(device.host_ns)
             device.work(5 * MS)
-            found += clock.note(column(step))
+            found += [(t, device.host_ns) for t, _ in clock.note(upto(step), 1)]
             device.host_ns = device.idle_ns
-            bounds.append((asked, device.host_ns + 10 * US))
-        found += clock.rest()
+        found += [(t, device.host_ns + MS) for t, _ in clock.rest()]
+        assert all(first <= t <= seen for first, (t, seen) in zip(asked, found, strict=True))
         stamps = [t for t, _ in found]
-        assert all(first <= t <= last for t, (first, last) in zip(stamps, bounds, strict=True))
         assert stamps == sorted(stamps)
 
 
@@ -247,7 +248,7 @@ def test_on_a_gpu_a_stamp_is_when_the_device_was_done() -> None:
         for _ in range(3):
             matrix = matrix @ matrix * 1e-4
         sequences = torch.full((8, 50), step, device=device)
-        stamps += clock.note(sequences[:, -1:])
+        stamps += clock.note(sequences, 1)
         torch.cuda.synchronize(device)
         seen.append(time.monotonic_ns())
     stamps += clock.rest()

@@ -4,10 +4,10 @@ The one idea: generate asks its stopping criteria once per step, when the tokens
 them is ours: it keeps the new tokens and says that nothing is to stop. A streamer would be handed them on the host, for
 which generate first waits until the device has made them, and only then launches what is left of the step.
 
-Nothing waits: a copy of the new tokens into pinned memory is put on the stream and an event behind it, and both are
-looked at when the next step comes, which is after generate has waited for this one anyway. An event has an instant on the
-device's clock (`DeviceClock`). All of it happens in the generating thread and outside of the forward pass, so that it can
-meet no capture of a CUDA graph.
+Nothing waits: an event is put on the stream behind each step, which has an instant on the device's clock (`DeviceClock`),
+and some times per second a copy of all tokens since the last one, into pinned memory. They are looked at when a later step
+comes. All of it happens in the generating thread and outside of the forward pass, so that it can meet no capture of a CUDA
+graph.
 
 Not covered: assisted decoding, where some releases ask the criteria about candidates, too; CPUs, on which a streamer is a
 little cheaper; what an engine is asked for.
@@ -28,6 +28,8 @@ ANCHOR_NS = 1_000_000_000
 # Another thread may hold the interpreter when a wait is over, so an instant on both clocks is tried again until it is known
 # to half of this; the best is taken if none is.
 TRIES, CLOSE_NS = 5, 50_000
+# Tokens are copied so seldom, since a copy costs the host several times what an event does.
+COPY_NS = 50_000_000
 
 
 class Criterion:
@@ -47,9 +49,10 @@ class Criterion:
     def __call__(self, sequences: Any, scores: Any = None, **_: Any) -> Any:
         if self._steps.stop:
             raise Stopped
-        new = sequences[:, -1 if self._length is None else self._length :]
-        self._length = sequences.shape[1]
-        self._steps.seen.extend(self._clock.note(new))
+        length = sequences.shape[1]
+        new, self._length = 1 if self._length is None else length - self._length, length
+        if found := self._clock.note(sequences, new):
+            self._steps.seen.extend(found)
         return self._never
 
     def returned(self, length: int | None) -> None:
@@ -61,13 +64,21 @@ class Criterion:
         self._steps.seen.extend(noted[:-1] if too_long else noted)
 
 
-class _Noted(NamedTuple):
-    """A step whose tokens may still be on their way. `recorded_ns`: the host's instant before its event was recorded."""
+class _Step(NamedTuple):
+    """`recorded_ns`: the host's instant before its event was recorded; `width`: new tokens of each row."""
+
+    event: Any
+    recorded_ns: int
+    width: int
+    anchor: _Anchor
+
+
+class _Copy(NamedTuple):
+    """Tokens that may still be on their way, row by row, and the steps that they are of."""
 
     event: Any
     tokens: Any
-    recorded_ns: int
-    anchor: _Anchor
+    steps: list[_Step]
 
 
 class _Anchor(NamedTuple):
@@ -81,17 +92,17 @@ class DeviceClock:
     """When tokens were there on the device, on the host's clock.
 
         anchor  = (an event on the idle stream, the host's instant of it), at first and again after each second
-        t       = anchor.t_ns + elapsed(anchor.event, the event behind the copy of the step's tokens)
-        stamp   = t, but not before the event was recorded, nor after it was first seen to be over, nor before the last stamp
+        t       = anchor.t_ns + elapsed(anchor.event, the event behind the step)
+        stamp   = t, but not before the event was recorded, nor after it was seen to be over, nor before the last stamp
 
     An anchor is taken between two looks at the host's clock, and is their middle: they are 0.05 ms apart at most, unless the
     host was disturbed in each of five tries. Until the next one, after a second or after the step if that takes longer, the
     clocks drift by tens of ppm: 0.05 ms in a second. So a stamp is known to 0.1 ms, and the time between two stamps of one
-    anchor to a microsecond (`elapsed_time` resolves 0.5 us). It is when the copy was over, some microseconds after the
-    token was there. An anchor waits for the device: once a second what a streamer costs at each step.
+    anchor to a microsecond (`elapsed_time` resolves 0.5 us). An anchor waits for the device: once a second what a streamer
+    costs at each step.
 
     `new_event` makes an event that keeps the time, `stream` is what generate works on, `host_like` makes pinned memory for a
-    tensor. Events and memory of a step are used again when it has been handed over.
+    tensor. Events are used again when they have told their instant.
     """
 
     def __init__(
@@ -102,41 +113,57 @@ class DeviceClock:
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._new_event, self._stream, self._host_like, self._now_ns = new_event, stream, host_like, now_ns
-        self._noted: deque[_Noted] = deque()
-        self._free: list[tuple[Any, Any]] = []
-        self._last_ns = 0
+        self._steps: list[_Step] = []  # whose tokens are in the sequences alone
+        self._sequences: Any = None  # the latest
+        self._copies: deque[_Copy] = deque()
+        self._free: list[Any] = []
+        self._copy_due_ns = self._last_ns = 0
         self._anchor = self._anchored()
 
-    def note(self, new: Any) -> list[tuple[int, Tokens]]:
-        """Keep the tokens of a step, on the device still. What is complete of the steps before comes back."""
-        found = self._complete()
-        event, tokens = self._free.pop() if self._free else (self._new_event(), None)
-        if tokens is None or tokens.shape != new.shape:
-            tokens = self._host_like(new)
-        tokens.copy_(new, non_blocking=True)
-        recorded_ns = self._now_ns()
+    def note(self, sequences: Any, width: int) -> list[tuple[int, Tokens]]:
+        """A step has added so many tokens to each row. What is complete of the steps before comes back."""
+        found = self._complete() if self._copies else []
+        event = self._free.pop() if self._free else self._new_event()
+        now_ns = self._now_ns()
         event.record(self._stream)
-        self._noted.append(_Noted(event, tokens, recorded_ns, self._anchor))
-        if recorded_ns - self._anchor.t_ns >= ANCHOR_NS:
+        self._steps.append(_Step(event, now_ns, width, self._anchor))
+        self._sequences = sequences
+        if now_ns >= self._copy_due_ns:
+            self._copy()
+            self._copy_due_ns = now_ns + COPY_NS
+        if now_ns - self._anchor.t_ns >= ANCHOR_NS:
             self._anchor = self._anchored()
         return found
 
     def rest(self) -> list[tuple[int, Tokens]]:
         """Wait for all that was noted."""
-        if self._noted:
-            self._noted[-1].event.synchronize()
+        if self._steps:
+            self._copy()
+        if self._copies:
+            self._copies[-1].event.synchronize()
         return self._complete()
+
+    def _copy(self) -> None:
+        new = self._sequences[:, -sum(step.width for step in self._steps) :]
+        tokens, event = self._host_like(new), self._free.pop() if self._free else self._new_event()
+        tokens.copy_(new, non_blocking=True)
+        event.record(self._stream)
+        self._copies.append(_Copy(event, tokens, self._steps))
+        self._steps = []
 
     def _complete(self) -> list[tuple[int, Tokens]]:
         """In the order of the steps, which is the stream's."""
-        found = []
-        while self._noted and self._noted[0].event.query():
+        found: list[tuple[int, Tokens]] = []
+        while self._copies and self._copies[0].event.query():
             seen_ns = self._now_ns()
-            event, tokens, recorded_ns, anchor = self._noted.popleft()
-            t_ns = anchor.t_ns + round(1e6 * anchor.event.elapsed_time(event))
-            self._last_ns = max(min(max(t_ns, recorded_ns), seen_ns), self._last_ns)
-            found.append((self._last_ns, tokens.flatten().tolist()))
-            self._free.append((event, tokens))
+            event, tokens, steps = self._copies.popleft()
+            rows, at = tokens.tolist(), 0
+            for step in steps:
+                t_ns = step.anchor.t_ns + round(1e6 * step.anchor.event.elapsed_time(step.event))
+                self._last_ns = max(min(max(t_ns, step.recorded_ns), seen_ns), self._last_ns)
+                found.append((self._last_ns, [token for row in rows for token in row[at : at + step.width]]))
+                at += step.width
+            self._free += [event, *(step.event for step in steps)]
         return found
 
     def _anchored(self) -> _Anchor:
