@@ -9,10 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from conftest import FakeClock
+from simulation import WAVES, Board, recorded
 
 from lem_kit.energy import open_source
 from lem_kit.energy.replay import ReplaySource, load
 from lem_kit.errors import LemError, Unavailable
+from lem_kit.store import _columns
 from lem_kit.trace import Domain
 
 SECOND = 1_000_000_000
@@ -35,11 +38,11 @@ def csv_file(folder: Path, text: str = "t_s,gpu0,cpu\n5.0,1500,20\n5.1,1520,\n5.
     return file
 
 
-def run_folder(folder: Path, columns: dict[str, list[Any]], domains: dict[str, Domain] | None) -> Path:
+def run_folder(folder: Path, columns: dict[str, list[Any]], domains: dict[str, Domain] | None, told: Any = None) -> Path:
     pa.parquet.write_table(pa.table(columns), folder / "trace.parquet")
     if domains is not None:
         fields = {key: domain._asdict() for key, domain in domains.items()}
-        (folder / "run.json").write_text(json.dumps({"run_id": "r1", "trace": {"domains": fields}}))
+        (folder / "run.json").write_text(json.dumps({"run_id": "r1", "trace": {"domains": fields, **(told or {})}}))
     return folder
 
 
@@ -128,6 +131,27 @@ def test_kept_samples_come_back_with_their_instants(tmp_path: Path) -> None:
     assert source.gauges() == {"gpu0.temperature_c": 30.0}
     clock.now_ns += 100_000_000  # into the second lap
     assert source.samples() == {"gpu0.power_w": [(77_040_000_000, 210.0), (77_100_000_000, 220.0), (77_120_000_000, 200.0)]}
+
+
+def test_a_counter_that_was_read_seldom_shows_each_of_its_updates(tmp_path: Path) -> None:
+    """Its readings are a second apart and up to a period later than what they show."""
+    recorder = FakeClock()
+    board = Board(WAVES["square"], recorder, seed=3)
+    trace = recorded(board, recorder, 20)
+    read = trace.counters["sim:gpu0"].t_ns
+    columns = {key: array.to_pylist() for key, array in _columns(trace).items()}
+    told = {"period_s": trace.period_s, "updates": trace.updates}
+    clock = Clock()
+    source = played(run_folder(tmp_path, columns, trace.domains, told), clock)
+    shown = source._recording.counters["gpu0"]
+    steps = {round((b - a) / 1e6) for a, b in zip(shown.t_ns, shown.t_ns[1:])}
+    later = [i for i, t_ns in enumerate(shown.t_ns) if t_ns > read[0] + 5 * SECOND]
+    assert steps == {100} and len(later) > 2 * sum(t_ns > read[0] + 5 * SECOND for t_ns in read)
+    start_ns, start_j = shown.t_ns[later[0]], shown.value[later[0]]
+    off_j = [board.true_j(start_ns, shown.t_ns[i]) - (shown.value[i] - start_j) for i in later]
+    assert max(map(abs, off_j)) < 3.0, "of the 20 to 30 J of a period"
+    clock.now_ns += shown.t_ns[later[0]] + 60_000_000 - source._first_ns
+    assert joules(source) == {"gpu0": shown.value[later[0]]}
 
 
 def test_domains_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 The one idea: time since opening walks through the recording, and each counter shows its latest recorded value, so its
 staircase comes back as it was. When the recording is over it begins again on top of what was reached; a counter never
-falls, unless it fell in the recording. Samples of power that a device had kept are handed over as they were, too, and so
-power can be integrated beside the counter: `replay_power:gpu0`.
+falls, unless it fell in the recording. One that was read seldom, since samples of its power told what was between, shows
+what they tell of it at each of its updates. Samples of power that a device had kept are handed over as they were, too, and
+so power can be integrated beside the counter: `replay_power:gpu0`.
 
     open_source("data/study/run")               a run folder: its trace.parquet, and its run.json for what the columns are
     open_source("data/study/run/trace.parquet") the same
@@ -26,6 +27,7 @@ import json
 import math
 import re
 import time
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +37,9 @@ from statistics import median
 from typing import Any
 
 from ..errors import LemError, Unavailable
-from ..trace import TOOK, Domain, Series
+from ..polyline import between
+from ..staircase import knots
+from ..trace import TOOK, Domain, Series, Trace
 from . import EnergySource, Reading
 
 
@@ -172,12 +176,14 @@ def _from_parquet(file: Path) -> Recording:
     counters = [key for key in keys if (key in recorded if recorded else "." not in key.partition(":")[2])]
     names = _names(counters)
     recording = Recording(file, run_id=run.get("run_id"))
-    for key in keys:
-        series = _series(t_ns, table.column(key).to_pylist())
+    read = {key: _series(t_ns, table.column(key).to_pylist()) for key in keys}
+    for key, series in read.items():
         if not series.t_ns:
             continue
         if key in names:
-            recording.counters[names[key]] = series
+            if f"{key}{TOOK}" in table.column_names:
+                series.took_ns.extend(int(took) for took in _series(t_ns, table.column(f"{key}{TOOK}").to_pylist()).value)
+            recording.counters[names[key]] = _at_updates(run, key, read)
             recording.domains[names[key]] = _domain(key, recorded.get(key), series)
         else:
             domain, _, quantity = key.partition(":")[2].partition(".")
@@ -189,6 +195,22 @@ def _from_parquet(file: Path) -> Recording:
             found = _domain(key, fields, Series())._replace(gauge=f"replay:{names[owner]}.power_w")
             recording.integrals[f"replay_power:{names[owner]}"] = found
     return recording
+
+
+def _at_updates(run: Mapping[str, Any], key: str, read: dict[str, Series]) -> Series:
+    """A counter as it was read; where that was seldom, what it showed at each of its updates in between."""
+    series, told = read[key], run.get("trace", {})
+    if key not in told.get("updates", {}):
+        return series
+    domain, period_s, (t_ns, half_ns) = Domain(**told["domains"][key]), told["period_s"][key], told["updates"][key]
+    trace = Trace({key: series}, read, {key: domain}, period_s={key: period_s}, updates={key: (t_ns, half_ns)})
+    course = between(trace, key, series.t_ns[0], series.t_ns[-1])
+    _, grid = knots(series, domain.refresh_s, period_s, (t_ns, half_ns))
+    if course is None or grid is None:
+        return series
+    first, last = (grid.last_before(series.t_ns[i]) for i in (0, -1))
+    updates_ns = [round(grid.at(k)) for k in range(first + 1, last + 1)]
+    return Series(array("q", updates_ns), array("d", map(float, course.at(updates_ns))))
 
 
 def _run_beside(file: Path) -> Mapping[str, Any]:
