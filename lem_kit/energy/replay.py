@@ -205,11 +205,13 @@ def _at_updates(run: Mapping[str, Any], key: str, read: dict[str, Series]) -> Se
     domain, period_s, (t_ns, half_ns) = Domain(**told["domains"][key]), told["period_s"][key], told["updates"][key]
     trace = Trace({key: series}, read, {key: domain}, period_s={key: period_s}, updates={key: (t_ns, half_ns)})
     course = between(trace, key, series.t_ns[0], series.t_ns[-1])
-    _, grid = knots(series, domain.refresh_s, period_s, (t_ns, half_ns))
-    if course is None or grid is None:
+    known, grid = knots(series, domain.refresh_s, period_s, (t_ns, half_ns))
+    sampled_ns = read.get(f"{key}.power_w", Series()).t_ns[-1:]
+    known = [knot for knot in known if sampled_ns and knot.t_ns <= sampled_ns[0]]  # later, nothing tells the course between
+    if course is None or grid is None or not known:
         return series
-    first, last = (grid.last_before(series.t_ns[i]) for i in (0, -1))
-    updates_ns = [round(grid.at(k)) for k in range(first + 1, last + 1)]
+    first, last = (round((known[i].t_ns - grid.phase_ns) / grid.period_ns) for i in (0, -1))
+    updates_ns = [round(grid.at(k)) for k in range(first, last + 1)]
     return Series(array("q", updates_ns), array("d", map(float, course.at(updates_ns))))
 
 
