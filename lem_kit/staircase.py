@@ -31,6 +31,7 @@ MOST_JITTER = 0.1
 MOST_MISSED = 5
 # A bracket tells nothing about the grid if it is wider than so many periods.
 WIDEST = 1.5
+WIDEST_BESIDE = 0.5  # or than so many, beside an instant of it that is known: then it could only be counted wrongly
 
 
 class Knot(NamedTuple):
@@ -97,7 +98,8 @@ def fit_grid(
     if period is None or period <= 0:
         return None
     # A value that is new since more updates than one may be that of any of them.
-    found = [b for b in found if b.hi_ns - b.lo_ns < WIDEST * period]
+    widest = WIDEST if update is None else WIDEST_BESIDE
+    found = [b for b in found if b.hi_ns - b.lo_ns < widest * period]
     if known and update is not None:
         found.append(Bracket(-1, update[0] - update[1], update[0] + update[1]))
     elif len(found) < LEAST_BRACKETS:
@@ -110,9 +112,9 @@ def fit_grid(
     room, middle = _room(lo, hi, k, period)
     if known and room < 0.0:  # not known well enough for how far apart these are, but well enough to count the periods
         closer = _best_period(lo, hi, k, period)
-        if (found_room := _room(lo, hi, k, closer))[0] >= 0.0:
+        if (found_room := _room(lo, hi, k, closer))[0] > room:
             period, (room, middle) = closer, found_room
-    if not (known and room >= 0.0):
+    if not (known and room >= -MOST_JITTER * period):
         for reach in (4, 16, 64, 1 << 40):
             k = np.rint(hi / period)
             near = np.abs(k) <= reach

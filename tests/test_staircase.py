@@ -194,3 +194,11 @@ def test_a_value_that_may_be_of_several_updates_is_placed_by_those_around_it_or_
     assert len(alone) >= 9
     for knot in alone:
         assert abs(knot.t_ns - (PHASE_NS + knot.joules / 20 * PERIOD_NS)) <= knot.half_ns + 1 * MS
+
+
+def test_beside_a_known_update_a_wide_bracket_is_not_counted_wrongly() -> None:
+    """It reaches over more than one update, and ends well after the last of them."""
+    series = read_at([*around_updates(3, 1.0, 1.0), 1306.0, 1454.0, 1505.0, 1599.0, 1601.0])
+    grid = knots(series, None, PERIOD_NS / 1e9, (PHASE_NS + 16 * PERIOD_NS, MS))[1]
+    assert grid is not None and grid.period_ns == PERIOD_NS
+    assert misplaced_ns(grid) <= grid.half_ns <= 1.01 * MS
