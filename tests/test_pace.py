@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
-from lem_kit.pace import Pace
+from lem_kit.pace import TRUST, Pace
 from lem_kit.staircase import knots
 from lem_kit.trace import Series
 
@@ -18,8 +19,10 @@ class Counter:
     """Updated at phase + k * period (ms) of a clock that may drift or be stopped; a call takes `took_ms`, and tells what it
     found at some instant in it."""
 
-    def __init__(self, period_ms: float = 100.0, phase_ms: float = 37.0, took_ms: float = 4.0, drift: float = 0.0) -> None:
-        self.now_ns, self.series, self.pace = 10**12, Series(), Pace(INTERVAL_NS)
+    def __init__(
+        self, period_ms: float = 100.0, phase_ms: float = 37.0, took_ms: float = 4.0, drift: float = 0.0, apart_ns: int = 0
+    ) -> None:
+        self.now_ns, self.series, self.pace = 10**12, Series(), Pace(INTERVAL_NS, apart_ns)
         self.calls_ns: list[int] = []  # when each call began
         self.grids: list[float] = []  # half-width of the expected update at each call; infinite while none is
         self.period_ns, self.took_ns, self.stopped_ns = period_ms * MS, round(took_ms * MS), 1 << 62
@@ -177,3 +180,99 @@ def test_a_counter_without_a_period_costs_no_more_the_longer_the_session_is() ->
         counter.shift(draw.uniform(-40, 40))
     assert counter.pace.grid is None and len(series.t_ns) > 1000
     assert 0 < series.rows <= 512
+
+
+# --- read seldom --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trusted_counter_is_read_once_a_second() -> None:
+    seldom, each = Counter(apart_ns=10**9), Counter()
+    seldom.run(10)
+    each.run(10)
+    assert seldom.calls_per_update(60) < 0.3 and each.calls_per_update(60) >= 1.0
+    calls = [t for t in seldom.calls_ns if t > 10**12 + 10 * 10**9]
+    assert max(b - a for a, b in itertools.pairwise(calls)) < 1.2e9, "and no more rarely"
+
+
+def test_no_update_is_left_out_before_so_many_kept_their_time() -> None:
+    counter = Counter(apart_ns=10**9)
+    for _ in range(1000):
+        if counter.pace.seen is not None:
+            break
+        counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
+    values = counter.series.value
+    assert counter.pace.seen is not None and values[-1] - values[0] >= 20.0 * TRUST
+    assert max(b - a for a, b in itertools.pairwise(values)) == 20.0
+
+
+@pytest.mark.parametrize("phase_ms", [7.0, 37.0, 81.0])
+def test_when_it_was_updated_last_is_known_however_seldom_it_is_read(phase_ms: float) -> None:
+    counter = Counter(phase_ms=phase_ms, apart_ns=10**9)
+    counter.run(8)
+    off = []
+    for _ in range(200):
+        counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
+        assert counter.pace.seen is not None and counter.pace.grid is not None
+        t_ns, half_ns = counter.pace.seen
+        update_ns = counter._phase_ns + round((t_ns - counter._phase_ns) / counter.period_ns) * counter.period_ns
+        off.append(abs(update_ns - t_ns) - half_ns)
+        assert half_ns < 30 * MS and t_ns - half_ns <= counter.now_ns
+    assert max(off) < MS / 2
+
+
+def test_an_update_soon_after_the_edge_of_a_window_is_read_and_known() -> None:
+    counter = Counter(apart_ns=10**9)
+    counter.run(8.0)
+    due = counter.now_ns
+    for share in (0.0, 0.2, 0.5, 0.8, 0.95):
+        for _ in range(100):  # until it is read seldom
+            counter.now_ns = max(due, counter.now_ns + 50_000)
+            due = counter.call()
+            if due - counter.now_ns >= 500 * MS:
+                break
+        edge_ns = counter.now_ns = counter.now_ns + round((3 + share) * counter.period_ns)
+        due = counter.pace.near(edge_ns, edge_ns, due)
+        assert due - edge_ns < 1.1 * counter.period_ns
+        while counter.now_ns < edge_ns + 250 * MS:
+            counter.now_ns = max(due, counter.now_ns + 50_000)
+            due = counter.call()
+        at = counter.updates_before(edge_ns)
+        told = next(v for v in counter.series.value if v > 20.0 * at)
+        assert told <= 20.0 * (at + 2), "the first after it; or the second, where it was too late for the first"
+        near = counter.series.between(edge_ns - 10**9, counter.now_ns)
+        found, grid = knots(near, None, (counter.pace.period_ns or 0) / 1e9, counter.pace.seen)
+        assert grid is not None and grid.half_ns < 10 * MS
+        after = next(knot for knot in found if knot.joules == told)
+        assert abs(after.t_ns - counter._phase_ns - told / 20.0 * counter.period_ns) <= after.half_ns + MS / 4
+
+
+def test_an_edge_is_nothing_to_a_counter_whose_period_is_not_known() -> None:
+    pace = Pace(INTERVAL_NS, 10**9)
+    assert pace.near(5, 7, 11) == 11
+
+
+def test_a_counter_that_no_longer_keeps_its_time_is_read_at_each_update() -> None:
+    counter = Counter(apart_ns=10**9)
+    counter.run(8)
+    assert counter.pace.seen is not None
+    counter.shift(20)
+    for _ in range(20):
+        if counter.pace.seen is None:
+            break
+        counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
+    assert counter.pace.seen is None
+    lost = counter.now_ns
+    counter.run(1.5)
+    assert sum(t > lost for t in counter.calls_ns) >= 13
+
+
+def test_a_slow_call_among_the_first_does_not_spoil_the_walls() -> None:
+    """Of its value it is not known which of three updates it comes from."""
+    for slow in range(3, 60, 2):
+        counter = Counter()
+        for i in range(60):
+            counter.took_ns = 230 * MS if i == slow else 4 * MS
+            counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
+        counter.took_ns = 4 * MS
+        counter.run(2)
+        assert counter.pace.grid is not None and abs(counter.off_ns()) <= counter.pace.grid.half_ns + MS / 4, slow

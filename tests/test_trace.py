@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import pytest
@@ -65,3 +66,19 @@ def test_gauges_are_summed_up_inside_the_window() -> None:
     trace = Trace(gauges={"m:g.power_w": column((1, 1.0), (2, 2.0), (3, 6.0), (9, 99.0))})
     assert gauge_summary(trace, 1, 3) == {"m:g.power_w": {"min": 1.0, "mean": 3.0, "max": 6.0}}
     assert gauge_summary(trace, 4, 5) == {}
+
+
+def test_only_later_numbers_are_added() -> None:
+    series = column((5, 1.0))
+    series.extend([(4, 9.0), (5, 9.0), (6, 2.0), (6, 9.0), (7, math.nan), (8, math.inf), (9, 3.0)])
+    assert (list(series.t_ns), list(series.value), list(series.took_ns)) == ([5, 6, 9], [1.0, 2.0, 3.0], [])
+    empty = Series()
+    empty.extend([])
+    assert not empty.t_ns
+
+
+def test_a_part_of_a_trace_keeps_when_counters_were_updated() -> None:
+    trace = Trace({"a:b": column((1, 1.0), (9, 2.0))}, updates={"a:b": (3, 1)})
+    part = trace.between(5, 20)
+    trace.updates.clear()
+    assert part.updates == {"a:b": (3, 1)} and list(part.counters["a:b"].t_ns) == [9]
