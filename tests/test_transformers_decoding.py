@@ -72,6 +72,27 @@ def test_a_static_cache_is_used_and_changes_no_token(backend: Transformers, monk
     assert watched.tokens[0] == watched.tokens[1] and len(watched.tokens[0]) == 10
 
 
+def test_graphs_compiled_in_another_thread_do_not_end_ours(backend: Transformers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11 has it, which makes their state for the thread that imports the module; 2.13 makes it where it lacks."""
+    from torch._inductor import cudagraph_trees as trees
+
+    def get_obj(local: Any, name: str) -> Any:
+        assert hasattr(local, name)
+        return getattr(local, name)
+
+    monkeypatch.setattr(trees, "get_obj", get_obj)
+    kept: list[Any] = []
+
+    def generated(**options: Any) -> Any:
+        kept.append(trees.get_container(0))
+        return generate(**options)
+
+    generate = backend._model.generate
+    monkeypatch.setattr(backend._model, "generate", generated)
+    assert len(events(backend, request(3))) == len(events(backend, request(3))) == 3
+    assert kept[0] is kept[1] and kept[0] is not trees.get_container(0)
+
+
 def test_compile_config_compiles_and_changes_no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a compiler that only counts: the option has reached the model when it has been handed a graph."""
     small_llama.save(tmp_path / "model")

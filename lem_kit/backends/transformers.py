@@ -18,6 +18,7 @@ Not covered: beam search; sampling that differs between requests of one batch.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -25,6 +26,8 @@ import functools
 import inspect
 import os
 import re
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -125,6 +128,7 @@ class Transformers:
         ids = [[padding] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         device = self._model.device
+        _own_graphs()
         lack = None
         try:
             tensors = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
@@ -345,6 +349,19 @@ def _device_clock(device: torch.device) -> DeviceClock:
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
 
     return DeviceClock(functools.partial(torch.cuda.Event, enable_timing=True), torch.cuda.current_stream(device), host_like)
+
+
+def _own_graphs() -> None:
+    """Let this thread run compiled CUDA graphs. torch keeps what they need for each thread; up to 2.11 it makes that only for
+    the one that compiled first in this process, be it the user's or that of a backend closed long ago, and others fail."""
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
+    if trees is None:  # made for this thread, then, when it is the first to compile
+        return
+    try:
+        trees.get_obj(trees.local, "tree_manager_containers")
+    except AssertionError:
+        trees.local.tree_manager_containers = {}
+        trees.local.tree_manager_locks = collections.defaultdict(threading.Lock)
 
 
 def _batching(asked: Any) -> dict[str, Any] | None:
