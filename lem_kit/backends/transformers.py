@@ -352,7 +352,7 @@ def _device_clock(device: torch.device) -> DeviceClock:
 
 
 def _own_graphs() -> None:
-    """Let this thread run compiled CUDA graphs. torch keeps what they need for each thread, and up to 2.11 it makes that only
+    """Let this thread run compiled CUDA graphs. torch keeps what they need for each thread, and up to 2.11 makes it only
     for the one that compiled first in this process: the user's, or that of a backend closed long ago. Others would fail."""
     trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
     if trees is None:  # made for this thread, then, when it is the first to compile
