@@ -114,7 +114,7 @@ class Course:
         grid = self._sides[0][1]
         # How wrong the period may be: as the sampler knows it, or as the readings nearby confine it.
         half_s = trace.period_half_s.get(key)
-        self._stretch = grid.half_ns / NEARBY_NS if grid else 0.0
+        self._stretch = grid.period_half_ns / grid.period_ns if grid else 0.0
         if grid and half_s is not None and period_s is not None and grid.period_ns == period_s * 1e9:
             self._stretch = half_s / period_s
         self.period_ns = grid.period_ns if grid else median(gaps) if gaps else 0.0

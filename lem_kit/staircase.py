@@ -6,7 +6,7 @@ of the one call and the end of the other (calls can take 20 ms). Most counters a
 on a grid `phase + k * period`, and all brackets together confine that grid far better than any bracket confines its update.
 
     1. k of each bracket by the period that is known or seen; outwards from the narrowest bracket, so that no k is guessed.
-    2. The period for which the brackets leave the widest common room for the phase; the phase in the middle of that room.
+    2. The middle of the periods for which the brackets leave common room for the phase, which then is in the middle of it.
     3. No room (updates that do not keep to a grid): every update is only known to lie in its own bracket.
 
 An H100's counter keeps to a grid of 100.00 ms within 2 ms (`docs/method.md`).
@@ -31,6 +31,7 @@ MOST_JITTER = 0.1
 MOST_MISSED = 5
 # A bracket tells nothing about the grid if it is wider than so many periods.
 WIDEST = 1.5
+STEPS = 24  # of a search for a period, each of which leaves two thirds of what was open, or half
 WIDEST_BESIDE = 0.5  # or than so many, beside an instant of it that is known: then it could only be counted wrongly
 
 
@@ -43,11 +44,13 @@ class Knot(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Updates happen at phase_ns + k * period_ns, for whole k; `half_ns` is the doubt about the phase."""
+    """Updates happen at phase_ns + k * period_ns, for whole k; `half_ns` is the doubt about the phase, and `period_half_ns`
+    that about the period, where it was found with the phase."""
 
     phase_ns: float
     period_ns: float
     half_ns: float
+    period_half_ns: float = 0.0
 
     def last_before(self, t_ns: float) -> int:
         """The k of the last update at or before `t_ns`."""
@@ -108,24 +111,24 @@ def fit_grid(
     reference = int(np.argmin(hi - lo))
     origin = hi[reference]
     lo, hi = lo - origin, hi - origin
-    k = np.rint(hi / period)
+    k, period_half = np.rint(hi / period), 0.0
     room, middle = _room(lo, hi, k, period)
     if known and room < 0.0:  # not known well enough for how far apart these are, but well enough to count the periods
-        closer = _best_period(lo, hi, k, period)
-        if (found_room := _room(lo, hi, k, closer))[0] > room:
-            period, (room, middle) = closer, found_room
+        closer, half, widest_room = _middle_period(lo, hi, k, period)
+        if widest_room > room:
+            period, period_half, room = closer, half, widest_room
+            middle = _room(lo, hi, k, period)[1]
     if not (known and room >= -MOST_JITTER * period):
         for reach in (4, 16, 64, 1 << 40):
             k = np.rint(hi / period)
             near = np.abs(k) <= reach
-            period = _best_period(lo[near], hi[near], k[near], period)
+            period, period_half, room = _middle_period(lo[near], hi[near], k[near], period)
             if np.all(near):
                 break
-        k = np.rint(hi / period)
-        room, middle = _room(lo, hi, k, period)
+        middle = _room(lo, hi, k, period)[1]
     if room < -MOST_JITTER * period or not (known or _one_each(lo, hi, middle, period)):
         return None
-    return Grid(float(origin) + middle, float(period), max(room, shortest_call_ns, -room) / 2)
+    return Grid(float(origin) + middle, float(period), max(room, shortest_call_ns, -room) / 2, period_half)
 
 
 def _one_each(lo: Any, hi: Any, phase: float, period: float) -> bool:
@@ -154,17 +157,31 @@ def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:
     return highest - lowest, (highest + lowest) / 2
 
 
-def _best_period(lo: Any, hi: Any, k: Any, period: float) -> float:
-    """The period with the most room, within what cannot change any k. The room is a concave function of the period."""
+def _middle_period(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float, float]:
+    """The middle of the periods that the brackets leave room for, half of how far those reach, and the most room that one of
+    them has: within what cannot change any k. The room is a concave function of the period, often as wide for many. Where no
+    period has room, the brackets are taken to be wider by what they miss."""
     reach = max(float(abs(k).max()), 1.0)
-    a, b = period * (1 - 0.25 / reach), period * (1 + 0.25 / reach)
-    for _ in range(24):
+    least, most = period * (1 - 0.25 / reach), period * (1 + 0.25 / reach)
+    a, b = least, most
+    for _ in range(STEPS):
         third = (b - a) / 3
         if _room(lo, hi, k, a + third)[0] < _room(lo, hi, k, b - third)[0]:
             a += third
         else:
             b -= third
-    return (a + b) / 2
+    best = (a + b) / 2
+    room = _room(lo, hi, k, best)[0]
+    needed, ends = min(0.0, 2 * room), []
+    for end in (least, most):
+        inside = best
+        for _ in range(STEPS):
+            if _room(lo, hi, k, (inside + end) / 2)[0] >= needed:
+                inside = (inside + end) / 2
+            else:
+                end = (inside + end) / 2
+        ends.append(inside)
+    return sum(ends) / 2, (ends[1] - ends[0]) / 2, room
 
 
 def knots(

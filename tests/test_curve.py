@@ -148,6 +148,27 @@ def test_the_interval_holds_the_truth_of_a_counter_read_at_fixed_intervals(perio
         assert half_j < 6 * error_j
 
 
+@pytest.mark.parametrize("interval_ms", [20.05, 33.4, 50.15])
+def test_the_interval_holds_the_truth_of_a_counter_read_a_whole_number_of_times_per_update(interval_ms: float) -> None:
+    """Each update is then seen in the same part of a period, so the readings leave several periods open."""
+    held, halves = 0, []
+    for seed in range(200):
+        draw = random.Random(seed)
+        now_ms = draw.uniform(1000, 1100)
+        edges = [now_ms + draw.uniform(1000, 1100)]
+        edges.append(edges[0] + 300)
+        counter = Series()
+        while now_ms < edges[1] + 500:
+            now_ms = min([now_ms + interval_ms + draw.uniform(0, 0.1), *(t for t in edges if t > now_ms)])
+            counter.append(round(now_ms * MS), 20.0 * (now_ms // 100))
+        trace = Trace({KEY: counter}, domains={KEY: Domain("gpu", "counter")})
+        found = energy_between(trace, KEY, *(round(t * MS) for t in edges))
+        assert found.joules is not None and found.uncertainty_j is not None
+        held += abs(found.joules - 60) <= found.uncertainty_j
+        halves.append(found.uncertainty_j)
+    assert held >= 190 and median(halves) < 0.05 * 60
+
+
 def test_the_interval_holds_the_truth_of_a_counter_of_known_age() -> None:
     for period_s in (0.4, 1.0, 3.0):
         assert square_coverage(period_s, Domain("gpu", "counter", refresh_s=0.1))[0] >= 0.93

@@ -816,7 +816,7 @@ def test_a_counter_slower_than_the_repeats_is_waited_for() -> None:
     engine, requests = lem.load_backend("fake", "fake", ttft_s=0.001, tokens_per_s=10_000), lem.prompts.synthetic(1, 4, 2)
     with lem.Session(sources=[meter]) as s:
         time.sleep(0.7)
-        m = s.run(engine, requests, warmup=0, repeats=lem.repeat_until(0.9, max_repeats=20))
+        m = s.run(engine, requests, warmup=0, repeats=lem.repeat_until(0.05, max_repeats=20))
     assert m.config["repeat_until"]["judged_by"] == "j_per_output_token"
     assert len(m.repeats) == 20 and "interval_not_reached" in m.reasons
 
