@@ -9,7 +9,8 @@ FOLDER gets results.md, results.json, log.txt and runs.tar.gz (every run folder,
 is a short table. The card's settings are read and never changed; nothing is downloaded. What a part could not do stands in
 the results with its reason, and a part that fails costs the others nothing.
 
-Not covered: more than one GPU (the first that this process may see is checked).
+Not covered: work on more than one GPU. The first that this process may see is checked; where there are
+several, that the right ones are read.
 """
 
 from __future__ import annotations

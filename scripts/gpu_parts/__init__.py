@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import coverage, engines, facts, inference, sensor, stopwatch
+from . import coverage, engines, facts, inference, sensor, several, stopwatch
 from .check import Check
 
 MODEL_PARTS = {"inference", "stopwatch", "precision", "continuous", "compile"}
@@ -23,4 +23,5 @@ PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "continuous": (engines.continuous, 45.0),
     "precision": (engines.precision, 36.0),
     "compile": (engines.compiled, 70.0),
+    "several": (several.look, 0.0),
 }
