@@ -107,8 +107,13 @@ def row(named: str, order: str | None, found: dict[str, Any]) -> dict[str, Any]:
         + ("" if b["half_w"] is None else f" ± {b['half_w']:.1f}")
         for uuid, b in boards.items()
     ]
+    share = found.get("cpu_share")
     return {
-        "CUDA_VISIBLE_DEVICES": named, "CUDA_DEVICE_ORDER": order or "not set",
-        "CUDA has": ", ".join(u[:12] for u in found["cuda"]), "lem_kit": "; ".join(shown) or found.get("error", ""), "bystanders": len(found.get("bystanders", [])),
-        "sampler, % of a core": None if "cpu_share" not in found else round(100 * found["cpu_share"], 2), "right": right,
-    }  # fmt: skip
+        "CUDA_VISIBLE_DEVICES": named,
+        "CUDA_DEVICE_ORDER": order or "not set",
+        "CUDA has": ", ".join(uuid[:12] for uuid in found["cuda"]),
+        "lem_kit": "; ".join(shown) or found.get("error", ""),
+        "bystanders": len(found.get("bystanders", [])),
+        "sampler, % of a core": None if share is None else round(100 * share, 2),
+        "right": right,
+    }
