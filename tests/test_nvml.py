@@ -118,7 +118,11 @@ def test_domains_say_what_they_are(machine: Machine) -> None:
         ("0,1", ["gpu0", "gpu1"]),
         ("1", ["gpu1"]),
         (" 1 , 0 ", ["gpu1", "gpu0"]),
-        ("0,0", ["gpu0"]),
+        ("0x1", ["gpu0"]),
+        ("1;0", ["gpu1"]),
+        ("0,7", ["gpu0"]),
+        ("1,7,0", ["gpu1"]),
+        ("0,GPU-bbbb-2", ["gpu0"]),
         ("0,-1,1", ["gpu0"]),
         ("GPU-bbbb-2", ["gpu1"]),
         ("GPU-b", ["gpu1"]),
@@ -137,10 +141,27 @@ def test_hidden_devices_are_not_read(machine: Machine, monkeypatch: pytest.Monke
     assert "hides every GPU" in reason() and f"CUDA_VISIBLE_DEVICES={visible!r}" in reason()
 
 
-@pytest.mark.parametrize("visible", ["2", "7", "banana", "GPU-", "GPU-cccc", "MIG-unknown", "0,7", "0x1", "1;0", "None"])
+@pytest.mark.parametrize("visible", ["2", "7", "banana", "GPU-", "GPU-cccc", "MIG-unknown", "7,0", "None"])
 def test_a_wrong_device_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert repr(visible.split(",")[-1]) in reason()
+    assert repr(visible.split(",")[0]) in reason()
+
+
+def test_of_a_device_that_stands_there_twice_cuda_makes_none(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
+    assert "'0,0': GPU 0 stands there twice" in reason()
+
+
+def test_what_cuda_stumbles_over_is_told_and_what_it_shows_is_read(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,7,0")
+    source = opened()
+    told = source.describe()["skipped"]["CUDA_VISIBLE_DEVICES"]
+    assert told == "'1,7,0': '7' names no GPU that answers, and CUDA shows only what stands before it"
+    source.close()
+    with pytest.raises(Unavailable, match="'7' names no GPU"):  # but who asks for a GPU by hand is to have it
+        open_source("nvml=1,7,0")
 
 
 def test_the_argument_replaces_visible_devices(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,18 +106,18 @@ EVERY = "unset CUDA_VISIBLE_DEVICES, or export CUDA_VISIBLE_DEVICES=0,1"
         (
             "0x",
             "warning",
-            "'0x': CUDA takes '0x' for the number it begins with, and that GPU's energy will be missing.",
+            "'0x': CUDA takes '0x' for the number it begins with.",
             "GPU 0",
         ),
-        ("7x", "failure", "'7x': '7' names no GPU that answers, and so CUDA sees no GPU.", None),
+        ("7x", "failure", "'7x': '7x' names no GPU that answers, and so CUDA sees no GPU.", None),
         (
             "0,GPU-bbbb",
             "failure",
             "'0,GPU-bbbb': 'GPU-bbbb' stands among entries of another kind, and so CUDA sees no more than GPU 0.",
             "GPU 0",
         ),
-        ("0,0", "failure", "'0,0' names GPU 0 twice, and so CUDA sees none.", None),
-        ("GPU-aaaa,GPU-aa", "failure", "'GPU-aaaa,GPU-aa' names GPU 0 twice, and so CUDA sees none.", None),
+        ("0,0", "failure", "'0,0': GPU 0 stands there twice, and so CUDA sees no GPU.", None),
+        ("GPU-aaaa,GPU-aa", "failure", "'GPU-aaaa,GPU-aa': GPU 0 stands there twice, and so CUDA sees no GPU.", None),
     ],
 )
 def test_visible_devices_are_read_as_cuda_reads_them(
@@ -218,7 +218,7 @@ def test_two_instances_of_one_board_are_not_the_same_twice(
     monkeypatch.setenv(VISIBLE, "MIG-1,MIG-2")
     assert of_gpus(tmp_path)[VISIBLE] == Check(VISIBLE, "ok", "'MIG-1,MIG-2' shows GPU 0.")
     monkeypatch.setenv(VISIBLE, "MIG-1,MIG-1")
-    assert of_gpus(tmp_path)[VISIBLE].finding == "'MIG-1,MIG-1' names GPU 0 twice, and so CUDA sees none."
+    assert of_gpus(tmp_path)[VISIBLE].finding == "'MIG-1,MIG-1': GPU 0 stands there twice, and so CUDA sees no GPU."
 
 
 def test_a_board_that_is_lost_does_not_hide_its_neighbour(machine: Machine, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ initialised. Not covered: what the boards draw (the source that this is a part o
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,17 +69,39 @@ def all_boards(library: Any, calibrations: Mapping[str, tuple[float, float]]) ->
     return boards, silent
 
 
-def chosen(library: Any, boards: Sequence[Board], wanted: str | None) -> list[tuple[Board, str]]:
-    """The boards that a CUDA_VISIBLE_DEVICES of `wanted` leaves visible, each with a note for its label."""
+def chosen(
+    library: Any, boards: Sequence[Board], wanted: str | None, strict: bool = False
+) -> tuple[list[tuple[Board, str]], str]:
+    """The boards that a CUDA_VISIBLE_DEVICES of `wanted` leaves visible, each with a note for its label; and what cuts it
+    short, as `visible` tells it. Unavailable where none is left, and when `strict` where anything cuts it short."""
     if wanted is None:
-        return [(board, "") for board in boards]
-    found: dict[str, tuple[Board, str]] = {}
-    for name in entries(wanted):
-        board, note = named(library, boards, name)
-        found[board.uuid] = (board, note)
+        return [(board, "") for board in boards], ""
+    found, fault = visible(library, boards, wanted)
+    if fault and (strict or not found):
+        raise Unavailable(f"NVML: CUDA_VISIBLE_DEVICES={wanted!r}: {fault}", "`nvidia-smi -L` lists the GPUs")
     if not found:
         raise Unavailable(f"NVML: CUDA_VISIBLE_DEVICES={wanted!r} hides every GPU", "unset CUDA_VISIBLE_DEVICES")
-    return list(found.values())
+    return list({board.uuid: (board, note) for board, note in found.values()}.values()), fault
+
+
+def visible(library: Any, boards: Sequence[Board], wanted: str) -> tuple[dict[str, tuple[Board, str]], str]:
+    """What CUDA makes of CUDA_VISIBLE_DEVICES: the board of each UUID or MIG instance, with a note for its label; and what
+    is wrong with the first entry that is of no use, or "". It stops there, also at a number among UUIDs; shows no GPU at all
+    when one stands there twice; and takes "0x" for 0 (all seen with driver 580)."""
+    found: dict[str, tuple[Board, str]] = {}
+    given = list(entries(wanted))
+    for entry in given:
+        if kind_of(entry) != kind_of(given[0]):
+            return found, f"{entry!r} stands among entries of another kind"
+        digits = re.match(r"\d+", entry)
+        fitting, note = _fitting(library, boards, digits[0] if digits else entry)
+        if len(fitting) != 1:
+            return found, f"{entry!r} " + (f"fits {len(fitting)} GPUs" if fitting else "names no GPU that answers")
+        key = entry if note else fitting[0].uuid
+        if key in found:
+            return {}, f"GPU {fitting[0].number} stands there twice"
+        found[key] = fitting[0], note
+    return found, ""
 
 
 def entries(wanted: str) -> Iterable[str]:
@@ -89,18 +112,18 @@ def entries(wanted: str) -> Iterable[str]:
         yield name
 
 
-def named(library: Any, boards: Sequence[Board], name: str) -> tuple[Board, str]:
-    """The board that an entry of CUDA_VISIBLE_DEVICES names, and a note for its label."""
+def kind_of(entry: str) -> str:
+    return entry[:4] if entry.startswith(("GPU-", "MIG-")) else "number"
+
+
+def _fitting(library: Any, boards: Sequence[Board], name: str) -> tuple[list[Board], str]:
+    """The boards that an entry of CUDA_VISIBLE_DEVICES may mean, and a note for their label."""
+    if name.isdecimal():
+        return [board for board in boards if board.number == int(name)], ""
     is_mig = name.startswith("MIG-")
     uuid = _parent_uuid(library, name) if is_mig else name
-    if name.isdecimal():
-        found = [board for board in boards if board.number == int(name)]
-    else:
-        found = [board for board in boards if uuid.startswith("GPU-") and board.uuid.startswith(uuid)]
-    if len(found) == 1:
-        return found[0], "parent GPU, not this instance" if is_mig else ""
-    fault = f"fits {len(found)} GPUs" if found else "names no GPU that answers"
-    raise Unavailable(f"NVML: {name!r} (in CUDA_VISIBLE_DEVICES) {fault}", "`nvidia-smi -L` lists them")
+    found = [board for board in boards if uuid.startswith("GPU-") and board.uuid.startswith(uuid)]
+    return found, "parent GPU, not this instance" if is_mig else ""
 
 
 def _parent_uuid(library: Any, name: str) -> str:

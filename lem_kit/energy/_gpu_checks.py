@@ -15,8 +15,18 @@ from typing import Any, Literal
 
 from .. import environment
 from ..check import Check
-from ..errors import Unavailable
-from ._boards import Board, all_boards, entries, foreign_processes, named, no_driver, or_none, order_remark, own_devices
+from ._boards import (
+    Board,
+    all_boards,
+    entries,
+    foreign_processes,
+    kind_of,
+    no_driver,
+    or_none,
+    order_remark,
+    own_devices,
+    visible,
+)
 
 
 def checks(library: Any, sys_root: Path, least: tuple[int, int] | None) -> list[Check]:
@@ -65,35 +75,20 @@ def _silent(key: str, sentence: str) -> Check:
 
 
 def _visibility(library: Any, boards: Sequence[Board], wanted: str | None) -> tuple[Check, list[Board]]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES, and the boards that it then shows. It stops at the first entry that is of no
-    use, also a number among UUIDs, shows no GPU at all when one stands there twice, and takes "0x" for 0 (seen with driver
-    580)."""
+    """What CUDA makes of CUDA_VISIBLE_DEVICES, and the boards that it then shows."""
     name = "CUDA_VISIBLE_DEVICES"
     every = f"unset {name}, or export {name}={','.join(str(board.number) for board in boards)}"
     if wanted is None:
         return Check(name, "ok", "Not set: every GPU is visible."), list(boards)
-    visible: dict[str, Board] = {}
-    given = list(entries(wanted))
-    kinds = [entry[:4] if entry.startswith(("GPU-", "MIG-")) else "number" for entry in given]
-    for entry, kind in zip(given, kinds):
-        try:
-            if kind != kinds[0]:
-                raise Unavailable(f"{entry!r} stands among entries of another kind")
-            board, _ = named(library, boards, digits[0] if (digits := re.match(r"\d+", entry)) else entry)
-        except Unavailable as error:
-            fault = error.finding.removeprefix("NVML: ").replace(f" (in {name})", "")
-            left = f"no more than {_listed(visible.values())}" if visible else "no GPU"
-            return Check(name, "failure", f"{wanted!r}: {fault}, and so CUDA sees {left}.", every), list(visible.values())
-        key = entry if entry.startswith("MIG-") else board.uuid
-        if key in visible:
-            return Check(name, "failure", f"{wanted!r} names GPU {board.number} twice, and so CUDA sees none.", every), []
-        visible[key] = board
-    if odd := [entry for entry, kind in zip(given, kinds) if kind == "number" and not entry.isdecimal()]:
-        told = f"{wanted!r}: CUDA takes {odd[0]!r} for the number it begins with, and that GPU's energy will be missing."
-        return Check(name, "warning", told, every), list(visible.values())
-    if not visible:
+    shown, fault = visible(library, boards, wanted)
+    found = list({board.uuid: board for board, _ in shown.values()}.values())
+    if fault:
+        left = f"no more than {_listed(found)}" if found else "no GPU"
+        return Check(name, "failure", f"{wanted!r}: {fault}, and so CUDA sees {left}.", every), found
+    if odd := [entry for entry in entries(wanted) if kind_of(entry) == "number" and not entry.isdecimal()]:
+        return Check(name, "warning", f"{wanted!r}: CUDA takes {odd[0]!r} for the number it begins with.", every), found
+    if not found:
         return Check(name, "warning", f"{wanted!r} hides every GPU.", every), []
-    found = list({board.uuid: board for board in visible.values()}.values())
     if (remark := order_remark(boards, wanted)) != "PCI bus":
         sentence, _, remedy = remark.partition(": set ")
         return Check(name, "warning", f"{wanted!r}: {sentence}.", f"export {remedy}"), found

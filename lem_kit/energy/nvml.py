@@ -6,8 +6,8 @@ integral of power: of the samples that the driver keeps (one every 20 ms on an H
 one before), or else of the power that it shows. `describe()["power_from"]` says which, because they differ: the "instant"
 power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is a mean of the last second on most.
 
-`open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place. LEM_KIT_CALIBRATION names a JSON file
-{"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what this board's sensor shows = gain * true power + offset_w.
+`open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place; all must be there. LEM_KIT_CALIBRATION
+names a JSON file {"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what this board's sensor shows = gain * true power + offset_w.
 
 Not covered: the share of one MIG instance (the hardware counts per board), fans and process lists in the loop (they hold
 the driver's locks for milliseconds).
@@ -56,7 +56,8 @@ def open_source(argument: str | None = None) -> EnergySource:
         finding, remedy = no_driver(pynvml, error)
         raise Unavailable(f"NVML: {finding}", remedy) from None
     try:
-        return NvmlSource(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES") if argument is None else argument)
+        wanted = os.environ.get("CUDA_VISIBLE_DEVICES") if argument is None else argument
+        return NvmlSource(pynvml, wanted, strict=argument is not None)
     except pynvml.NVMLError as error:
         pynvml.nvmlShutdown()
         raise Unavailable(f"NVML: the driver does not list its GPUs ({error})", "look at what `nvidia-smi` says") from None
@@ -92,7 +93,9 @@ class NvmlSource:
 
     name = "nvml"
 
-    def __init__(self, nvml: Any, wanted: str | None, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, nvml: Any, wanted: str | None, clock: Callable[[], int] = time.monotonic_ns, strict: bool = False
+    ) -> None:
         self.domains: Mapping[str, Domain] = {}
         self.integrals: Mapping[str, Domain] = {}
         self.failures: dict[str, str] = {}
@@ -103,7 +106,9 @@ class NvmlSource:
         self._latest: dict[str, int] = {}  # time stamp of the newest sample of each board, us of the driver's clock
         self._slow_ns = 0
         everyone, skipped = all_boards(nvml, _calibrations())
-        read = chosen(nvml, everyone, wanted)
+        read, fault = chosen(nvml, everyone, wanted, strict)
+        if fault:
+            skipped["CUDA_VISIBLE_DEVICES"] = f"{wanted!r}: {fault}, and CUDA shows only what stands before it"
         self._boards = {f"gpu{board.number}": board for board, _ in read}
         self._ways = {(key, gauge): list(ways) for key in self._boards for gauge, ways in _GAUGES.items()}
         self.sampled = {key for key, board in self._boards.items() if _has_samples(nvml, board)}

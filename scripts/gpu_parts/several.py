@@ -42,6 +42,8 @@ try:
                         a @ a
                     torch.cuda.synchronize(device)
         m = window.measurement
+    if "nvml" not in m.sources:
+        raise lem.LemError(m.unavailable["nvml"])
     facts = m.sources["nvml"]
     told["cpu_share"], told["bystanders"] = m.meter["cpu_share"], facts["bystanders"]
     told["boards"] = {
