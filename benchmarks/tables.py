@@ -32,14 +32,22 @@ def _accuracy(rows: Sequence[Row]) -> str:
 
 
 def _honesty(rows: Sequence[Row]) -> str:
-    """Share of the windows with a figure whose 95 % interval holds the truth, and how wide that is for the error made."""
+    """Share of the windows with a figure whose 95 % interval holds the truth of what they say they are, and how wide that is
+    for the error made."""
     told = [r for r in rows if r["joules"] is not None and r["uncertainty_j"] is not None]
     if not told:
         return ""
-    error, u = (np.array([abs(r["joules"] - r["truth_j"]) for r in told]), np.array([r["uncertainty_j"] for r in told]))
+    error, u = (np.array([abs(r["joules"] - r["stated_j"]) for r in told]), np.array([r["uncertainty_j"] for r in told]))
     relative = 100 * np.median(u / np.array([r["truth_j"] for r in told]))
     width = np.median(u) / np.median(error) if np.median(error) > 0 else float("inf")
     return f"{100 * np.mean(error <= u):.0f} %, {width:.1f}, ±{relative:.1f} %"
+
+
+def longer_us(rows: Sequence[Row]) -> str:
+    """By how much lem_kit's windows are longer than their blocks. An aligned load's begins only after its block."""
+    return format(
+        1e6 * np.median([r["longer_s"] for r in rows if r["figure"] == "lem_kit" and r["wave"] != "aligned"]), ".0f"
+    )
 
 
 def _pick(rows: Sequence[Row], **wanted: Any) -> list[Row]:

@@ -1,6 +1,7 @@
 """The tools that are compared, each as a user would call it: open once, then begin and end windows.
 
-`figures` gives what the tool said of the last window: figure's name -> (joules or None, 95 % half-width or None, reasons).
+`figures` gives what the tool said of the last window: figure's name -> (joules or None, 95 % half-width or None, reasons);
+`stated`, where there is one, from when until when it says that window was.
 Zeus is told not to synchronise (that needs torch); CodeCarbon to stay offline and write no file. All else is their default.
 """
 
@@ -28,7 +29,9 @@ class LemKit:
         self.context.__exit__(None, None, None)
 
     def figures(self) -> Figures:
-        energies = {key: e for key, e in self.window.measurement.energy.items() if key.startswith("nvml")}
+        m = self.window.measurement
+        self.stated = m.t0_ns, m.t1_ns
+        energies = {key: e for key, e in m.energy.items() if key.startswith("nvml")}
         self.session.measurements.clear()
         found: Figures = {}
         for key, energy in energies.items():

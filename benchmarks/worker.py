@@ -90,6 +90,8 @@ def measure(name: str, tool: Any, board: Board, length_s: float, wave: str = "",
         row |= {"begin_s": (t0 - called) / 1e9, "end_s": (time.monotonic_ns() - t1) / 1e9}
         row |= {"t0_ns": t0, "t1_ns": t1, "truth_j": board.energy_j(t0, t1), "cpu_s": time.thread_time() - cpu_s}
         figures = tool.figures()
+        t0, t1 = getattr(tool, "stated", (t0, t1))
+        row |= {"stated_j": board.energy_j(t0, t1), "longer_s": (t1 - t0 - row["t1_ns"] + row["t0_ns"]) / 1e9}
     except Exception as error:
         return [row | {"joules": None, "uncertainty_j": None, "reasons": [f"{type(error).__name__}: {error}"]}]
     return [

@@ -7,7 +7,8 @@ one before), or else of the power that it shows. `describe()["power_from"]` says
 power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is a mean of the last second on most.
 
 `open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place; all must be there. LEM_KIT_CALIBRATION
-names a JSON file {"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what this board's sensor shows = gain * true power + offset_w.
+names a JSON file {"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what that board's sensor shows is gain * true power +
+offset_w.
 
 Not covered: the share of one MIG instance (the hardware counts per board), fans and process lists in the loop (they hold
 the driver's locks for milliseconds).
