@@ -207,7 +207,8 @@ class Course:
             (low0, high0), (low1, high1) = first.powers, last.powers
             shift = 0.95 * max(high1 - low0, high0 - low1) * half_ns  # of all knots alike
             return math.hypot(shift, joules * self._stretch)  # and of the period
-        return math.hypot(first.powers[1] * first.timing_ns, last.powers[1] * last.timing_ns)
+        a, b = first.powers[1] * first.timing_ns, last.powers[1] * last.timing_ns
+        return a + b - math.sqrt(0.2 * a * b)  # holds 95 % of the sum of two doubts that may be anywhere in their ranges
 
     def edge(self, t_ns: int) -> Edge | None:
         """Energy at an instant; None where the counter does not tell."""

@@ -41,7 +41,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         E(t)   = E_a + (E_b - E_a) * S(a, t) / S(a, b)    S: the power's course between the knots a and b around t
         steps  = spread * f * (1 - f) * T                 f: how far t lies in the piece of length T that S cannot resolve
         timing = |P(t1) - P(t0)| * h                      when one grid gives all knots: a shift moves both edges alike
-               = hypot(P(t0) * h0, P(t1) * h1)            otherwise; h: half-widths of the knots' instants
+               = a + b - sqrt(a * b / 5)                  otherwise; a, b = P(t) * h at the edges; h: half-widths of knots
         cells  = 1.96 rms(counter - samples) over cells   with samples, less what the steps allow
         ends   = cells * sqrt((g^2 + (1 - g)^2) / 2)      g: how far t lies in its cell, whose two ends share that doubt
         hidden = m * 0.05 * P(t) * f * (1 - f) * T        m: how many times that the ends of the cells differ by
