@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,13 @@ def test_device_map(tmp_path: Path) -> None:
     assert effective["device"] == "cpu" and effective["placement"] == "transformers"
     assert str(backend._model.lm_head.weight.device) == "meta"
     assert effective["weight_bytes"] == {"cpu": 4 * (PARAMETERS - 4096 * 256), "meta": 4 * 4096 * 256}
-    backend.close()
+    model = weakref.ref(backend._model)
+    gc.disable()
+    try:
+        backend.close()
+        assert model() is None, "spread over devices, a model holds itself, and so the memory of a GPU"
+    finally:
+        gc.enable()
 
 
 def test_max_memory_moves_what_does_not_fit(tmp_path: Path) -> None:

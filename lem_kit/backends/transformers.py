@@ -23,6 +23,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import gc
 import inspect
 import os
 import re
@@ -326,6 +327,7 @@ class Transformers:
         self._static.close()
         self._model = self._tokenizer = self._assistant = None
         self._assistants.clear()
+        gc.collect()  # a model that accelerate has spread over several devices holds itself
         self._free_memory()
 
     def _free_memory(self) -> None:
