@@ -17,11 +17,11 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
+import os
 import re
 import sys
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +78,7 @@ class Window:
         self.parent = _around()
         self.owner = current_owner()
         self.abandoned = False  # ended from outside, with `Session.abandon`
-        self.started_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        self.started_at = _now()
         self.span: Span = Span(session._clock())
         self.repeats: list[Span] = []
         self.status: Status = "ok"
@@ -410,8 +410,8 @@ class Session:
 
     def _new_run_id(self, label: str, run_id: str | None) -> str:
         if run_id is None:
-            stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%S")
-            return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', label).strip('-')[:40] or 'window'}-{uuid.uuid4().hex[:6]}"
+            stamp = _now()[:19].replace("-", "").replace(":", "")  # as 20261126T093015; strftime takes as long as all else
+            return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', label).strip('-')[:40] or 'window'}-{os.urandom(3).hex()}"
         store.check_run_id(run_id)
         if self.folder and (self.folder / run_id / store.RECORD).exists():
             raise LemError(f"{self.folder / run_id} already holds a measurement: choose another run_id, or remove it.")
@@ -525,6 +525,10 @@ def _around() -> Window | None:
     while window is not None and window.span.t1_ns is not None:  # left open once, and ended from outside
         window = window.parent
     return window
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def current_owner() -> asyncio.Task[Any] | threading.Thread:
