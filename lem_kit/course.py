@@ -222,6 +222,8 @@ class Course:
             return self._beyond(found[0] if k < 0 else found[-1], powers[0] if k < 0 else powers[-1], powers, t_ns)
         a, b = found[k], found[k + 1]
         half_ns = a.half_ns if grid else ((b.t_ns - t_ns) * a.half_ns + (t_ns - a.t_ns) * b.half_ns) / (b.t_ns - a.t_ns)
+        if grid and len(self._sides) == 2:  # else the doubt about the period is told for the window as a whole
+            half_ns += grid.period_half_ns * abs(t_ns - grid.phase_ns) / grid.period_ns
         seen = self._samples.t_ns
         first, end = bisect_left(seen, t_ns - int(3 * self.period_ns)), bisect_right(seen, t_ns + int(3 * self.period_ns))
         powers += [watts * 1e-9 for watts in self._samples.watts[first:end]]

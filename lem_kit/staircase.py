@@ -31,6 +31,8 @@ MOST_JITTER = 0.1
 MOST_MISSED = 5
 # A bracket tells nothing about the grid if it is wider than so many periods.
 WIDEST = 1.5
+# A better period moves no update by more than so much of one, or its k might be another; what is open can reach further.
+SURE_OF_K, ALL_OPEN = 0.25, 1.0
 STEPS = 24  # of a search for a period, each of which leaves two thirds of what was open, or half
 WIDEST_BESIDE = 0.5  # or than so many, beside an instant of it that is known: then it could only be counted wrongly
 
@@ -122,8 +124,9 @@ def fit_grid(
         for reach in (4, 16, 64, 1 << 40):
             k = np.rint(hi / period)
             near = np.abs(k) <= reach
-            period, period_half, room = _middle_period(lo[near], hi[near], k[near], period)
-            if np.all(near):
+            last = bool(np.all(near))
+            period, period_half, room = _middle_period(lo[near], hi[near], k[near], period, ALL_OPEN if last else SURE_OF_K)
+            if last:
                 break
         middle = _room(lo, hi, k, period)[1]
     if room < -MOST_JITTER * period or not (known or _one_each(lo, hi, middle, period)):
@@ -157,13 +160,13 @@ def _room(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float]:
     return highest - lowest, (highest + lowest) / 2
 
 
-def _middle_period(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, float, float]:
+def _middle_period(lo: Any, hi: Any, k: Any, period: float, beyond: float = SURE_OF_K) -> tuple[float, float, float]:
     """The middle of the periods that the brackets leave room for, half of how far those reach, and the most room that one of
-    them has: within what cannot change any k. The room is a concave function of the period, often as wide for many. Where no
-    period has room, the brackets are taken to be wider by what they miss."""
+    them has: looked for in what cannot change any k, and its ends as far as moves the outermost update by `beyond` periods.
+    The room is a concave function of the period, often as wide for many. Where no period has room, the brackets are taken to
+    be wider by what they miss."""
     reach = max(float(abs(k).max()), 1.0)
-    least, most = period * (1 - 0.25 / reach), period * (1 + 0.25 / reach)
-    a, b = least, most
+    a, b = period * (1 - SURE_OF_K / reach), period * (1 + SURE_OF_K / reach)
     for _ in range(STEPS):
         third = (b - a) / 3
         if _room(lo, hi, k, a + third)[0] < _room(lo, hi, k, b - third)[0]:
@@ -173,7 +176,7 @@ def _middle_period(lo: Any, hi: Any, k: Any, period: float) -> tuple[float, floa
     best = (a + b) / 2
     room = _room(lo, hi, k, best)[0]
     needed, ends = min(0.0, 2 * room), []
-    for end in (least, most):
+    for end in (period * (1 - beyond / reach), period * (1 + beyond / reach)):
         inside = best
         for _ in range(STEPS):
             if _room(lo, hi, k, (inside + end) / 2)[0] >= needed:

@@ -325,9 +325,11 @@ class Transformers:
         if self._continuous is not None and self._model is not None:
             self._continuous.close()
         self._static.close()
+        spread = getattr(self._model, "hf_device_map", None) is not None
         self._model = self._tokenizer = self._assistant = None
         self._assistants.clear()
-        gc.collect()  # a model that accelerate has spread over several devices holds itself
+        if spread:  # such a model holds itself
+            gc.collect()
         self._free_memory()
 
     def _free_memory(self) -> None:

@@ -78,7 +78,8 @@ def chosen(
         return [(board, "") for board in boards], ""
     found, fault = visible(library, boards, wanted)
     if fault and (strict or not found):
-        raise Unavailable(f"NVML: CUDA_VISIBLE_DEVICES={wanted!r}: {fault}", "`nvidia-smi -L` lists the GPUs")
+        asked = repr(wanted) if strict else f"CUDA_VISIBLE_DEVICES={wanted!r}"
+        raise Unavailable(f"NVML: {asked}: {fault}", "`nvidia-smi -L` lists the GPUs")
     if not found:
         raise Unavailable(f"NVML: CUDA_VISIBLE_DEVICES={wanted!r} hides every GPU", "unset CUDA_VISIBLE_DEVICES")
     return list({board.uuid: (board, note) for board, note in found.values()}.values()), fault
@@ -93,7 +94,7 @@ def visible(library: Any, boards: Sequence[Board], wanted: str) -> tuple[dict[st
     for entry in given:
         if kind_of(entry) != kind_of(given[0]):
             return found, f"{entry!r} stands among entries of another kind"
-        digits = re.match(r"\d+", entry)
+        digits = re.match(r"[0-9]{1,9}", entry)
         fitting, note = _fitting(library, boards, digits[0] if digits else entry)
         if len(fitting) != 1:
             return found, f"{entry!r} " + (f"fits {len(fitting)} GPUs" if fitting else "names no GPU that answers")
@@ -118,7 +119,7 @@ def kind_of(entry: str) -> str:
 
 def _fitting(library: Any, boards: Sequence[Board], name: str) -> tuple[list[Board], str]:
     """The boards that an entry of CUDA_VISIBLE_DEVICES may mean, and a note for their label."""
-    if name.isdecimal():
+    if name.isascii() and name.isdecimal() and len(name) < 10:
         return [board for board in boards if board.number == int(name)], ""
     is_mig = name.startswith("MIG-")
     uuid = _parent_uuid(library, name) if is_mig else name
