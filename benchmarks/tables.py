@@ -39,8 +39,9 @@ def _honesty(rows: Sequence[Row]) -> str:
         return ""
     error, u = (np.array([abs(r["joules"] - r["stated_j"]) for r in told]), np.array([r["uncertainty_j"] for r in told]))
     relative = 100 * np.median(u / np.array([r["truth_j"] for r in told]))
-    width = np.median(u) / np.median(error) if np.median(error) > 0 else float("inf")
-    return f"{100 * np.mean(error <= u):.0f} %, {width:.1f}, ±{relative:.1f} %"
+    exact = np.median(u) > 999 * np.median(error)  # then the error is that of rounding, and a ratio says nothing
+    width = "> 999" if exact else f"{np.median(u) / np.median(error):.1f}"
+    return f"{100 * np.mean(error <= u):.0f} %, {width}, ±{relative:.1f} %"
 
 
 def longer_us(rows: Sequence[Row]) -> str:

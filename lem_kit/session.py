@@ -69,16 +69,16 @@ class Span:
 class Window:
     """What `Session.window` hands to its block. Set `output_tokens` if you know them; `repeat()` marks a repetition."""
 
-    def __init__(self, session: Session, label: str, kind: Kind, run_id: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, session: Session, label: str, kind: Kind, run_id: str | None, config: Mapping[str, Any]) -> None:
+        self.started_at = _now()
         self.label = label
         self.kind = kind
-        self.run_id = run_id
+        self.run_id = _new_run_id(label, self.started_at) if run_id is None else run_id
         self.config = dict(config)
         self.output_tokens: int | None = None
         self.parent = _around()
         self.owner = current_owner()
         self.abandoned = False  # ended from outside, with `Session.abandon`
-        self.started_at = _now()
         self.span: Span = Span(session._clock())
         self.repeats: list[Span] = []
         self.status: Status = "ok"
@@ -235,7 +235,8 @@ class Session:
             raise LemError(f"A window's label is a text that is not empty: got {label!r}.")
         if wait and _around() is None:
             self.wait_for_sources()
-        window = Window(self, label, kind, self._new_run_id(label, run_id), jsonable({**(config or {}), **self._turn}))
+        self._check_run_id(run_id)
+        window = Window(self, label, kind, run_id, jsonable({**(config or {}), **self._turn}))
         token = _innermost.set(window)
         self.open_windows.append(window)
         try:
@@ -337,7 +338,7 @@ class Session:
         for name, value, least in (("repeats", most, 1), ("warmup", 0 if warmup is None else warmup, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise LemError(f"{name} must be a whole number of at least {least}: got {value!r}.")
-        run_id = self._new_run_id(label, run_id)
+        self._check_run_id(run_id)
         # Before the warm-up: nothing may come between that and the run.
         ids_sha256 = prompts.ids_digest(requests, getattr(backend, "token_ids", None))
         self.wait_for_sources()
@@ -363,7 +364,7 @@ class Session:
             completions = _send_repeats(window, backend, requests, arrivals, most, until)
             errors = [c.error for c in completions if c.error is not None]
             if len(errors) == len(completions):
-                where = f" The record is in {self.folder / run_id}." if self.folder else ""
+                where = f" The record is in {self.folder / window.run_id}." if self.folder else ""
                 raise LemError(f"Every request failed, the first with {errors[0].rstrip('.')}.{where}")
         return window.measurement
 
@@ -408,14 +409,12 @@ class Session:
             )
         return [c for number in range(rounds) for c in one_round(number)], None
 
-    def _new_run_id(self, label: str, run_id: str | None) -> str:
-        if run_id is None:
-            stamp = _now()[:19].replace("-", "").replace(":", "")  # as 20261126T093015; strftime takes as long as all else
-            return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', label).strip('-')[:40] or 'window'}-{os.urandom(3).hex()}"
+    def _check_run_id(self, run_id: str | None) -> None:
+        if run_id is None:  # a window makes its own
+            return
         store.check_run_id(run_id)
         if self.folder and (self.folder / run_id / store.RECORD).exists():
             raise LemError(f"{self.folder / run_id} already holds a measurement: choose another run_id, or remove it.")
-        return run_id
 
     def _finish_after(self, outermost: Window) -> None:
         try:
@@ -529,6 +528,12 @@ def _around() -> Window | None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _new_run_id(label: str, started_at: str) -> str:
+    """As 20261126T093015-label-1f2e3d; made in the user's time, which strftime and uuid would lengthen."""
+    stamp = started_at[:19].replace("-", "").replace(":", "")
+    return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', label).strip('-')[:40] or 'window'}-{os.urandom(3).hex()}"
 
 
 def current_owner() -> asyncio.Task[Any] | threading.Thread:

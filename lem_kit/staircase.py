@@ -31,10 +31,10 @@ MOST_JITTER = 0.1
 MOST_MISSED = 5
 # A bracket tells nothing about the grid if it is wider than so many periods.
 WIDEST = 1.5
+WIDEST_BESIDE = 0.5  # or than so many, beside an instant of it that is known: then it could only be counted wrongly
 # A better period moves no update by more than so much of one, or its k might be another; what is open can reach further.
 SURE_OF_K, ALL_OPEN = 0.25, 1.0
 STEPS = 24  # of a search for a period, each of which leaves two thirds of what was open, or half
-WIDEST_BESIDE = 0.5  # or than so many, beside an instant of it that is known: then it could only be counted wrongly
 
 
 class Knot(NamedTuple):

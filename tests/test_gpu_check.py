@@ -18,7 +18,7 @@ from fake_nvml import Machine, alias, h100
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from gpu_parts import figures, sensor, tables
+from gpu_parts import figures, sensor, several, tables
 from gpu_parts.check import Check, Skip
 
 MS = 1_000_000
@@ -209,3 +209,28 @@ def test_the_sensor_part_sees_what_a_simulated_board_is(tmp_path: Path) -> None:
     assert steady["instant field W"] == pytest.approx(70, abs=1)
     costs = {row["call"]: row for row in part["tables"]["cost of calls"]}
     assert costs["total energy"]["idle p50_us"] > 2000
+
+
+# --- several GPUs -----------------------------------------------------------------------------------------------------
+
+
+def board(watts: float | None) -> dict[str, object]:
+    return {"domain": "nvml:gpu0", "watts": watts, "half_w": None}
+
+
+@pytest.mark.parametrize(
+    ("right", "found"),
+    [
+        (True, {"cuda": ["A", "B"], "boards": {"A": board(120.0), "B": board(400.0)}}),
+        (False, {"cuda": ["A", "B"], "boards": {"A": board(400.0), "B": board(120.0)}}),  # the load is on the wrong one
+        (False, {"cuda": ["A"], "boards": {"A": board(400.0), "B": board(120.0)}}),  # one that CUDA has not
+        (False, {"cuda": ["A"], "boards": {"B": board(400.0)}}),
+        (False, {"cuda": ["A"], "boards": {"A": board(None)}}),
+        (False, {"cuda": ["A"], "error": "names no GPU"}),
+        (True, {"cuda": [], "error": "hides every GPU"}),
+        (False, {"cuda": [], "boards": {"A": board(400.0)}}),
+        (False, {"cuda": [], "error": "it crashed", "failed": True}),
+    ],
+)
+def test_of_several_gpus_the_right_ones_are_read(right: bool, found: dict[str, object]) -> None:
+    assert several.row("not set", None, found)["right"] is right

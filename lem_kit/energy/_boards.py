@@ -77,32 +77,35 @@ def chosen(
     if wanted is None:
         return [(board, "") for board in boards], ""
     found, fault = visible(library, boards, wanted)
+    asked = repr(wanted) if strict else f"CUDA_VISIBLE_DEVICES={wanted!r}"
     if fault and (strict or not found):
-        asked = repr(wanted) if strict else f"CUDA_VISIBLE_DEVICES={wanted!r}"
         raise Unavailable(f"NVML: {asked}: {fault}", "`nvidia-smi -L` lists the GPUs")
     if not found:
-        raise Unavailable(f"NVML: CUDA_VISIBLE_DEVICES={wanted!r} hides every GPU", "unset CUDA_VISIBLE_DEVICES")
-    return list({board.uuid: (board, note) for board, note in found.values()}.values()), fault
+        raise Unavailable(f"NVML: {asked} hides every GPU", "unset CUDA_VISIBLE_DEVICES")
+    return found, fault
 
 
-def visible(library: Any, boards: Sequence[Board], wanted: str) -> tuple[dict[str, tuple[Board, str]], str]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES: the board of each UUID or MIG instance, with a note for its label; and what
-    is wrong with the first entry that is of no use, or "". It stops there, also at a number among UUIDs; shows no GPU at all
-    when one stands there twice; and takes "0x" for 0 (all seen with driver 580)."""
+def visible(library: Any, boards: Sequence[Board], wanted: str) -> tuple[list[tuple[Board, str]], str]:
+    """What CUDA makes of CUDA_VISIBLE_DEVICES: each board once, with a note for its label; and what is wrong with the first
+    entry that is of no use, or "". It stops there, also at a number among UUIDs; shows no GPU at all when one stands there
+    twice; and takes "0x" for 0 (all seen with driver 580)."""
     found: dict[str, tuple[Board, str]] = {}
+    seen: set[str] = set()  # UUIDs of boards, and names of MIG instances, of which a board has several
+    fault = ""
     given = list(entries(wanted))
     for entry in given:
+        fitting, note = _fitting(library, boards, entry)
         if kind_of(entry) != kind_of(given[0]):
-            return found, f"{entry!r} stands among entries of another kind"
-        digits = re.match(r"[0-9]{1,9}", entry)
-        fitting, note = _fitting(library, boards, digits[0] if digits else entry)
-        if len(fitting) != 1:
-            return found, f"{entry!r} " + (f"fits {len(fitting)} GPUs" if fitting else "names no GPU that answers")
-        key = entry if note else fitting[0].uuid
-        if key in found:
-            return {}, f"GPU {fitting[0].number} stands there twice"
-        found[key] = fitting[0], note
-    return found, ""
+            fault = f"{entry!r} stands among entries of another kind"
+        elif len(fitting) != 1:
+            fault = f"{entry!r} " + (f"fits {len(fitting)} GPUs" if fitting else "names no GPU that answers")
+        elif (key := entry if note else fitting[0].uuid) in seen:
+            return [], f"GPU {fitting[0].number} stands there twice"
+        if fault:
+            break
+        seen.add(key)
+        found[fitting[0].uuid] = fitting[0], note
+    return list(found.values()), fault
 
 
 def entries(wanted: str) -> Iterable[str]:
@@ -117,12 +120,12 @@ def kind_of(entry: str) -> str:
     return entry[:4] if entry.startswith(("GPU-", "MIG-")) else "number"
 
 
-def _fitting(library: Any, boards: Sequence[Board], name: str) -> tuple[list[Board], str]:
+def _fitting(library: Any, boards: Sequence[Board], entry: str) -> tuple[list[Board], str]:
     """The boards that an entry of CUDA_VISIBLE_DEVICES may mean, and a note for their label."""
-    if name.isascii() and name.isdecimal() and len(name) < 10:
-        return [board for board in boards if board.number == int(name)], ""
-    is_mig = name.startswith("MIG-")
-    uuid = _parent_uuid(library, name) if is_mig else name
+    if digits := re.match(r"[0-9]{1,9}", entry):
+        return [board for board in boards if board.number == int(digits[0])], ""
+    is_mig = entry.startswith("MIG-")
+    uuid = _parent_uuid(library, entry) if is_mig else entry
     found = [board for board in boards if uuid.startswith("GPU-") and board.uuid.startswith(uuid)]
     return found, "parent GPU, not this instance" if is_mig else ""
 

@@ -81,7 +81,7 @@ def _visibility(library: Any, boards: Sequence[Board], wanted: str | None) -> tu
     if wanted is None:
         return Check(name, "ok", "Not set: every GPU is visible."), list(boards)
     shown, fault = visible(library, boards, wanted)
-    found = list({board.uuid: board for board, _ in shown.values()}.values())
+    found = [board for board, _ in shown]
     if fault:
         left = f"no more than {_listed(found)}" if found else "no GPU"
         return Check(name, "failure", f"{wanted!r}: {fault}, and so CUDA sees {left}.", every), found
