@@ -94,7 +94,7 @@ def test_every_notebook_is_run_by_a_test() -> None:
 def test_what_is_sanitised_is_only_what_differs_between_machines() -> None:
     """The rules on two cards: doubts about sampling and numbers go, the method and what is covered stay."""
     rules = re.findall("^regex: (.*)$\n^replace: (.*)$", (ROOT / "tests/nbval_sanitize.cfg").read_text(), re.MULTILINE)
-    assert len(rules) == 10, "a pair that nbval does not see is no rule"
+    assert len(rules) == 11, "a pair that nbval does not see is no rule"
 
     def sanitised(text: str) -> str:
         for regex, replacement in rules:
@@ -106,7 +106,11 @@ def test_what_is_sanitised_is_only_what_differs_between_machines() -> None:
     busy = busy.rstrip() + "\n  power   ▁▅█▅ (0 to 31.2 W)\n  note  sampling_gap: readings are missing"
     assert sanitised(quiet).split() == sanitised(busy).split()
     assert "measured by a counter: replay:gpu0" in sanitised(busy)
-    short = quiet.replace("1.5 ± 0.2 J", "not resolved (below 0.9 J)")
+    short = quiet.replace("1.5 ± 0.2 J", "not resolved (below 0.9 J)").replace(
+        "\n  note", "\n  note  NOT VALID: unresolved\n  note"
+    )
     long = quiet.replace("\n  note", "\n  mean power  3 ± 1 W\n  note")
     assert sanitised(short).split() == sanitised(long).split() == sanitised(quiet).split()
+    assert sanitised("<ul><li>NOT VALID: unresolved</li></ul><td>unresolved</td>") == "<ul></ul><td></td>"
+    assert sanitised("<li>NOT VALID: unresolved, failed</li>") == "<li>NOT VALID: unresolved, failed</li>"
     assert sanitised(quiet) != sanitised(quiet.replace("counter", "model"))
