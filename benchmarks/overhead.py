@@ -1,12 +1,15 @@
 """What it costs to run transformers through lem_kit instead of calling it: `make bench-overhead`.
 
-    python benchmarks/overhead.py [--model NAME] [--pairs N] [--threads N] [--json FILE.json]
+    python benchmarks/overhead.py [--model NAME] [--pairs N] [--processes N] [--threads N] [--json FILE.json]
 
 The one idea: machines drift, so bare calls and calls through lem_kit are made in pairs, in random order within each pair, on
 one loaded model, and only ratios within pairs are averaged. `ratio` is tokens per second through lem_kit / bare: 1 costs
 nothing. Its interval is Student's, 95 %, on the logarithms. The same is given of the process's CPU time, which other work on
 the machine disturbs less; `--threads 1` makes both steadier where the machine is shared. "own" is the share of that time
 which lem_kit's own threads took: steadier still, but blind to what they cost the engine's thread.
+
+One process, loaded once, is not the next one: what memory it was given moves its ratio by more than its pairs tell. So with
+`--processes N` the whole is done in N processes, one after the other, and each counts as one value.
 
 Continuous batching is compared with bare calls of the engine's manager, and, for information, with static batches of the
 same requests: other work is done there, so that one is no overhead.
@@ -21,6 +24,9 @@ import itertools
 import json
 import math
 import random
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -127,38 +133,84 @@ def row(name: str, tokens: int, costs: list[tuple[Cost, Cost]]) -> dict[str, Any
     rate, cpu = interval([b.seconds / a.seconds for a, b in costs]), interval([b.cpu_s / a.cpu_s for a, b in costs])
     bare_s = sorted(b.seconds for _, b in costs)[len(costs) // 2]
     own = sum(a.own_s for a, _ in costs) / sum(a.cpu_s for a, _ in costs)
+    return shown(
+        {
+            "name": name,
+            "bare_tokens_per_s": tokens / bare_s,
+            "ratio": rate,
+            "cpu_ratio": cpu,
+            "own_share": own,
+            "pairs": len(costs),
+        }
+    )
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    rate, cpu = row["ratio"], row["cpu_ratio"]
     print(
-        f"{name:<42} {tokens / bare_s:9.0f} tokens/s bare;  ratio {rate[0]:.4f} [{rate[1]:.4f}, {rate[2]:.4f}];"
-        f"  of CPU time {cpu[0]:.4f} [{cpu[1]:.4f}, {cpu[2]:.4f}];  own {100 * own:.2f} %",
+        f"{row['name']:<42} {row['bare_tokens_per_s']:9.0f} tokens/s bare;"
+        f"  ratio {rate[0]:.4f} [{rate[1]:.4f}, {rate[2]:.4f}];"
+        f"  of CPU time {cpu[0]:.4f} [{cpu[1]:.4f}, {cpu[2]:.4f}];  own {100 * row['own_share']:.2f} %",
         flush=True,
     )
-    return {
-        "name": name,
-        "bare_tokens_per_s": tokens / bare_s,
-        "ratio": rate,
-        "cpu_ratio": cpu,
-        "own_share": own,
-        "pairs": len(costs),
-    }
+    return row
+
+
+def in_processes(count: int, arguments: list[str]) -> list[dict[str, Any]]:
+    """The rows of `count` processes as one: each process counts as one value, so their spread is in the interval."""
+    each = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        for _ in range(count):
+            subprocess.run([sys.executable, __file__, *arguments, "--processes", "1", "--json", str(out)], check=True)
+            each.append(json.loads(out.read_text()))
+    print(f"\nmeans of {count} processes:")
+    return [
+        shown(
+            {
+                "name": rows[0]["name"],
+                "bare_tokens_per_s": sorted(row["bare_tokens_per_s"] for row in rows)[count // 2],
+                "ratio": interval([row["ratio"][0] for row in rows]),
+                "cpu_ratio": interval([row["cpu_ratio"][0] for row in rows]),
+                "own_share": sum(row["own_share"] for row in rows) / count,
+                "pairs": rows[0]["pairs"],
+                "processes": [row["ratio"] for row in rows],
+            }
+        )
+        for rows in zip(*each, strict=True)
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-llama")
     parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--processes", type=int, default=1, help="in which all of it is done, one after the other")
+    parser.add_argument("--static", action="store_true", help="static batches only")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; its own choice unless given")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    rows = in_processes(options.processes, sys.argv[1:]) if options.processes > 1 else measured(options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.threads:
         torch.set_num_threads(options.threads)
     static = load_backend("transformers", options.model)
     model: Any = static._model  # type: ignore[attr-defined]
     rows = []
-    for size in (1, 8):
+    for size in random.sample((1, 8), 2):
         asked = requests(size)
         ours = through_lem_kit(static, asked, lem.traffic.batches(size))
         costs = paired(ours, bare_generate(model, asked), size * NEW, options.pairs)
         rows.append(row(f"static batch of {size} / model.generate", size * NEW, costs))
+    rows.sort(key=lambda row: str(row["name"]))
+    if options.static:
+        static.close()
+        return rows
 
     # Lengths that differ are what continuous batching is for; the engine's defaults, but a cache that suits the work.
     batching = {"num_blocks": 64, "max_batch_tokens": 512}
@@ -177,9 +229,7 @@ def main() -> None:
     rows.append(row("continuous batching / static batches of 4", tokens, costs))
     continuous.close()
     static.close()
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
 
 
 if __name__ == "__main__":
