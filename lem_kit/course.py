@@ -21,7 +21,7 @@ from statistics import median
 from typing import NamedTuple
 
 from .samples import Samples, step
-from .staircase import Grid, Knot, knots
+from .staircase import Grid, Knot, knots, without
 from .statistics import student_t
 from .trace import Series, Trace
 
@@ -109,6 +109,7 @@ class Course:
                 found, grid = knots(series, domain.refresh_s, period_s, trace.updates.get(key))
             else:
                 found, grid = knots(series.between(start, end), domain.refresh_s, period_s)
+            found = without(found, domain.offset_w)
             self._sides.append(([knot for knot in found if start <= knot.t_ns <= end] if rarely else found, grid))
         gaps = [b.t_ns - a.t_ns for found, _ in self._sides for a, b in itertools.pairwise(found)]
         grid = self._sides[0][1]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .course import IMPLAUSIBLE, NEARBY_NS, Course, Unseen, joules_per_ns
 from .samples import Samples, on_line
-from .staircase import knots
+from .staircase import knots, without
 from .trace import Series, Trace
 
 # A counter that shows one value for so many periods is stuck.
@@ -229,7 +229,7 @@ def mean_power_w(trace: Trace, key: str) -> list[tuple[int, float]]:
             if end - start > SHORT_NS and after >= before:
                 points.append((int((start + end) / 2), (after - before) / (end - start) * 1e9))
         return points
-    found, _ = knots(series, domain.refresh_s, trace.period_s.get(key))
+    found = without(knots(series, domain.refresh_s, trace.period_s.get(key))[0], domain.offset_w)
     if not found:
         return points
     a = found[0]

@@ -45,6 +45,11 @@ class Knot(NamedTuple):
     joules: float
 
 
+def without(found: list[Knot], offset_w: float) -> list[Knot]:
+    """What remains of a counter that counts `offset_w` too much. Differences count, as ever."""
+    return [knot._replace(joules=knot.joules - offset_w * knot.t_ns / 1e9) for knot in found] if offset_w else found
+
+
 class Grid(NamedTuple):
     """Updates happen at phase_ns + k * period_ns, for whole k; `half_ns` is the doubt about the phase, and `period_half_ns`
     that about the period, where it was found with the phase."""

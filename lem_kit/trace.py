@@ -27,7 +27,9 @@ class Domain(NamedTuple):
     energy; used by models, 0 for counters, whose gain error is stated in `docs/method.md` instead. `reasons` go into every
     Energy of this domain. `label` is for people. `gauge`: the trace's gauge in watts whose integral this domain is; None
     for a counter. `means`: that gauge's values are means since the value before, and not of an instant. `limit_w`: power
-    that the device cannot exceed for long; a reading that says so is not believed.
+    that the device cannot exceed for long; a reading that says so is not believed. `offset_w`: power that the counter counts
+    beside the device's, as a calibration says. It is taken off where energy is told, and not from readings: a counter whose
+    readings move with the clock has no updates.
     """
 
     scope: str
@@ -40,6 +42,7 @@ class Domain(NamedTuple):
     gauge: str | None = None
     means: bool = False
     limit_w: float | None = None
+    offset_w: float = 0.0
 
 
 @dataclass

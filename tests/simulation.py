@@ -65,7 +65,7 @@ class Board:
     the counter takes; `slow`: the share of calls that take 0.2 s; `jitter_s`: how late an update comes at most;
     `own_look`: whether all calls look at the counter after the same part of their time, which is the board's own;
     `stamp_s`: how late every fifth sample is stamped at most; `seldom`: whether it says that its counter may be read seldom,
-    if it has samples."""
+    if it has samples; `offset_w`: what its counter counts beside the load, and its domain says so."""
 
     name = "sim"
 
@@ -82,17 +82,18 @@ class Board:
         own_look: bool = False,
         stamp_s: float = 0.0,
         seldom: bool = True,
+        offset_w: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._wave, self._clock, self._draw = wave, clock, random.Random(seed)
         self._refresh_s, self._sample_s, self._call_s, self._jitter_s = refresh_s, sample_s, call_s, jitter_s
-        self._slow, self._stamp_s = slow, stamp_s
+        self._slow, self._stamp_s, self._offset_w = slow, stamp_s, offset_w
         self._phase_s = self._draw.uniform(0, refresh_s)
         self._sample_phase_s = self._draw.uniform(0, sample_s or 1)
         self._gauge_phase_s = random.Random(f"gauge {seed}").uniform(0, 0.1)
         self._look = self._draw.random() if own_look else None
         self._told = -1
-        self.domains = {"gpu0": Domain("gpu", "counter", None, 0.001)}
+        self.domains = {"gpu0": Domain("gpu", "counter", None, 0.001, offset_w=offset_w)}
         self.integrals = {
             "sim_power:gpu0": Domain("gpu", "integral", None, 0.001, gauge="sim:gpu0.power_w", means=sample_s is not None)
         }
@@ -126,7 +127,8 @@ class Board:
                 late = random.Random(k).uniform(0, self._jitter_s)
             updated = k * self._refresh_s + self._phase_s + late
         self._clock.advance(took)
-        return Reading(self._clock(), round(self._wave(updated), 3), self._clock() - began)
+        counted = self._wave(updated) + self._offset_w * updated
+        return Reading(self._clock(), round(counted, 3), self._clock() - began)
 
     def _samples(self) -> dict[str, list[tuple[int, float]]]:
         assert self._sample_s is not None

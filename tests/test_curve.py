@@ -577,6 +577,24 @@ def test_the_interval_holds_the_truth_of_other_boards(board: str) -> None:
     assert overall(found) >= 0.93 and all(figure.share >= 0.9 for figure in found.values())
 
 
+@pytest.mark.parametrize("more", [{"seldom": False}, {}, {"sample_s": None}], ids=["each update", "seldom", "no samples"])
+@pytest.mark.parametrize("offset_w", [10.0, -3.0])
+def test_what_a_calibration_takes_off_a_counter_costs_no_accuracy(offset_w: float, more: dict[str, Any]) -> None:
+    def measured(offset_w: float) -> tuple[list[Any], Trace]:
+        clock = FakeClock()
+        start_ns, board = clock(), Board(WAVES["square"], clock, seed=3, offset_w=offset_w, **more)
+        windows = [(start_ns + round(1e9 * t0), start_ns + round(1e9 * (t0 + s))) for t0, s in ((4.1, 0.23), (6, 1.07))]
+        whole, slices = recorded_windows(board, clock, 12, windows)
+        return [energy_between(trace, "sim:gpu0", *window) for trace, window in zip(slices, windows)], whole
+
+    (plain, before), (calibrated, after) = measured(0.0), measured(offset_w)
+    for found, other in zip(calibrated, plain):
+        assert found.joules == pytest.approx(other.joules, abs=0.02)
+        assert found.uncertainty_j == pytest.approx(other.uncertainty_j, rel=0.02)
+    shown, wanted = ([watts for _, watts in mean_power_w(trace, "sim:gpu0")] for trace in (after, before))
+    assert shown == pytest.approx(wanted, abs=0.5)
+
+
 def test_power_of_instants_holds_the_truth_unless_the_load_is_in_step_with_it() -> None:
     assert all(
         found.share >= 0.93 for wave in ("square", "bursts") for found in held("without samples", wave, True).values()

@@ -362,7 +362,8 @@ def test_a_calibration_undoes_gain_and_offset(
     clock.now_ns += 10 * SECOND
     after = source.read()
     # The sensor shows 0.8 P + 10 W = 200 W.
-    assert after["gpu0"].joules - before["gpu0"].joules == pytest.approx((200 - 10) / 0.8 * 10)
+    assert after["gpu0"].joules - before["gpu0"].joules == pytest.approx(200 / 0.8 * 10)
+    assert source.domains["gpu0"].offset_w == pytest.approx(10 / 0.8), "taken off where energy is told"
     assert after["gpu1"].joules - before["gpu1"].joules == pytest.approx(100 * 10), "another board"
     assert source.samples()["gpu0.power_w"][-1][1] == pytest.approx((200 - 10) / 0.8)
     gpus = source.describe()["gpus"]

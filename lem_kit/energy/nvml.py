@@ -103,7 +103,6 @@ class NvmlSource:
         self._nvml = nvml
         self._clock = clock
         self._open = True
-        self._opened_ns = clock()
         self._latest: dict[str, int] = {}  # time stamp of the newest sample of each board, us of the driver's clock
         self._slow_ns = 0
         everyone, skipped = all_boards(nvml, _calibrations())
@@ -150,7 +149,8 @@ class NvmlSource:
         counter = integral = None
         try:
             nvml.nvmlDeviceGetTotalEnergyConsumption(board.handle)
-            counter = Domain(scope, "counter", None, 0.001, reasons=reasons, label=label, limit_w=limit_w)
+            offset_w = board.offset_w / board.gain
+            counter = Domain(scope, "counter", None, 0.001, 0.0, reasons, label, limit_w=limit_w, offset_w=offset_w)
         except nvml.NVMLError as error:
             skipped[key] = f"{board} has no energy counter that this process can read: {error}"
         if key in self.sampled or self._ask(key, "power_w") is not None:
@@ -184,8 +184,7 @@ class NvmlSource:
         except self._nvml.NVMLError as error:
             raise SourceError(f"NVML: {board} gave no energy reading: {error}", _code(self._nvml, error)) from None
         now_ns = self._clock()
-        joules = (joules - board.offset_w * (now_ns - self._opened_ns) / 1e9) / board.gain
-        return Reading(now_ns, joules, now_ns - began_ns)
+        return Reading(now_ns, joules / board.gain, now_ns - began_ns)
 
     def gauges(self) -> dict[str, float]:
         values: dict[str, float] = {}
