@@ -1,6 +1,6 @@
 """What it costs to run transformers through lem_kit instead of calling it: `make bench-overhead`.
 
-    python benchmarks/overhead.py [--model NAME] [--pairs N] [--processes N] [--threads N] [--json FILE.json]
+    python benchmarks/overhead.py [--model NAME] [--static] [--pairs N] [--processes N] [--threads N] [--json FILE.json]
 
 The one idea: machines drift, so bare calls and calls through lem_kit are made in pairs, in random order within each pair, on
 one loaded model, and only ratios within pairs are averaged. `ratio` is tokens per second through lem_kit / bare: 1 costs
@@ -8,8 +8,8 @@ nothing. Its interval is Student's, 95 %, on the logarithms. The same is given o
 the machine disturbs less; `--threads 1` makes both steadier where the machine is shared. "own" is the share of that time
 which lem_kit's own threads took: steadier still, but blind to what they cost the engine's thread.
 
-One process, loaded once, is not the next one: what memory it was given moves its ratio by more than its pairs tell. So with
-`--processes N` the whole is done in N processes, one after the other, and each counts as one value.
+Processes may differ by more than their pairs tell. With `--processes N` the whole is done in N, one after the other, and
+each counts as one value, so that this would be in the interval, too.
 
 Continuous batching is compared with bare calls of the engine's manager, and, for information, with static batches of the
 same requests: other work is done there, so that one is no overhead.
@@ -145,15 +145,15 @@ def row(name: str, tokens: int, costs: list[tuple[Cost, Cost]]) -> dict[str, Any
     )
 
 
-def shown(row: dict[str, Any]) -> dict[str, Any]:
-    rate, cpu = row["ratio"], row["cpu_ratio"]
+def shown(found: dict[str, Any]) -> dict[str, Any]:
+    rate, cpu = found["ratio"], found["cpu_ratio"]
     print(
-        f"{row['name']:<42} {row['bare_tokens_per_s']:9.0f} tokens/s bare;"
+        f"{found['name']:<42} {found['bare_tokens_per_s']:9.0f} tokens/s bare;"
         f"  ratio {rate[0]:.4f} [{rate[1]:.4f}, {rate[2]:.4f}];"
-        f"  of CPU time {cpu[0]:.4f} [{cpu[1]:.4f}, {cpu[2]:.4f}];  own {100 * row['own_share']:.2f} %",
+        f"  of CPU time {cpu[0]:.4f} [{cpu[1]:.4f}, {cpu[2]:.4f}];  own {100 * found['own_share']:.2f} %",
         flush=True,
     )
-    return row
+    return found
 
 
 def in_processes(count: int, arguments: list[str]) -> list[dict[str, Any]]:

@@ -55,6 +55,11 @@ def test_power_is_the_mean_of_the_last_second() -> None:
     assert found and found.words.startswith("100 W")
 
 
+def test_what_a_calibration_takes_off_is_not_shown() -> None:
+    trace, calibrated = Trace({"nvml:gpu0": staircase(313.0)}), GPU._replace(offset_w=13.0)
+    assert power(trace, {"nvml:gpu0": calibrated}) == "300 W, mean of the last second (covers gpu)"
+
+
 def test_the_total_is_made_as_a_cards_is() -> None:
     """The counter before the integral of the same device, by the samples beside it, since it may be read seldom; scopes
     added; a model only where nothing is measured."""

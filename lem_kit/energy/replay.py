@@ -212,7 +212,8 @@ def _at_updates(run: Mapping[str, Any], key: str, read: dict[str, Series]) -> Se
         return series
     first, last = (round((known[i].t_ns - grid.phase_ns) / grid.period_ns) for i in (0, -1))
     updates_ns = [round(grid.at(k)) for k in range(first, last + 1)]
-    return Series(array("q", updates_ns), array("d", map(float, course.at(updates_ns))))
+    counted = (joules + domain.offset_w * t_ns / 1e9 for t_ns, joules in zip(updates_ns, course.at(updates_ns)))
+    return Series(array("q", updates_ns), array("d", map(float, counted)))
 
 
 def _run_beside(file: Path) -> Mapping[str, Any]:

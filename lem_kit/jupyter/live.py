@@ -249,7 +249,7 @@ def course(trace: Trace, key: str, domain: Domain, since_ns: int) -> Course:
             instants, joules = [], []
         if domain.gauge is not None or value > before:
             instants.append(t1_ns)
-            joules.append(value if domain.gauge is None else integral_j)
+            joules.append(value - domain.offset_w * t1_ns / 1e9 if domain.gauge is None else integral_j)
     return instants, joules
 
 
