@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,12 @@ from fake_nvml import Machine, alias, h100
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from gpu_parts import figures, sensor, several, tables
+from gpu_parts import figures, sampling, sensor, several, tables
 from gpu_parts.check import Check, Skip
+
+from lem_kit.energy import Reading
+from lem_kit.sampler import Sampler
+from lem_kit.trace import Domain
 
 MS = 1_000_000
 
@@ -71,7 +76,11 @@ def test_a_step_that_meets_a_call_is_held_against_its_neighbours() -> None:
     """Steps of 10 ms, the fourth and the fifth 13 and 16 ms; what a neighbour met as well tells nothing."""
     tokens = [0, 10 * MS, 20 * MS, 30 * MS, 43 * MS, 53 * MS, 63 * MS, 79 * MS, 89 * MS, 99 * MS]
     assert figures.delays_s(tokens, [(32 * MS, 36 * MS), (64 * MS, 66 * MS)]) == pytest.approx([0.003, 0.006])
-    assert figures.delays_s(tokens, [(40 * MS, 46 * MS)]) == []
+    assert figures.delays_s(tokens, [(40 * MS, 46 * MS)]) == pytest.approx([0.003])  # of both steps that it met
+    assert figures.delays_s(tokens, [(32 * MS, 36 * MS), (44 * MS, 46 * MS)]) == []
+    assert figures.delays_s(tokens, [(2 * MS, 6 * MS), (94 * MS, 200 * MS), (-5, -2)]) == []
+    assert figures.delays_s(tokens, [(32 * MS, 36 * MS)], beside=2) == pytest.approx([0.003])
+    assert figures.delays_s(tokens, [(32 * MS, 36 * MS)], [(14 * MS, 15 * MS)], beside=2) == []
     assert figures.delays_s(tokens, []) == []
     assert figures.delays_s(tokens, [(32 * MS, 36 * MS), (64 * MS, 66 * MS)], [(45 * MS, 46 * MS)]) == pytest.approx([0.006])
 
@@ -90,6 +99,47 @@ def test_the_delay_by_a_call_is_not_that_of_long_steps() -> None:
     naive = figures.delays_s(tokens, calls)
     assert sum(naive) / len(naive) > 0.002  # that of long steps
     assert found.value == pytest.approx(0.001, abs=0.0005)
+
+
+def test_calls_that_follow_at_once_are_one_visit() -> None:
+    assert sampling.visits([(0, 2 * MS), (3 * MS, 4 * MS), (9 * MS, 10 * MS)]) == [(0, 4 * MS), (9 * MS, 10 * MS)]
+
+
+def test_stretches_with_the_sampler_are_held_against_their_neighbours() -> None:
+    """Steps of 10 ms, and of 11 and 12 ms where it is let go; a step over the end of a stretch counts for neither."""
+    tokens = [[0, 10 * MS, 20 * MS, 31 * MS, 42 * MS], [50 * MS, 62 * MS, 74 * MS, 84 * MS]]
+    stretches = [(0, 25 * MS, False), (25 * MS, 45 * MS, True), (50 * MS, 75 * MS, True), (74 * MS, 90 * MS, False)]
+    found = sampling.on_over_off(tokens, stretches)
+    assert found is not None and found.n == 2
+    assert found.value == pytest.approx(math.sqrt(10 / 11 * 10 / 12))
+    assert sampling.on_over_off(tokens, stretches[:3]) is None  # one pair and a stretch alone
+    assert sampling.on_over_off([[0]], stretches) is None
+
+
+class Meter:
+    name, interval_s, domains = "meter", 0.0, {"gpu0": Domain("gpu", "counter", refresh_s=0.0)}
+
+    def read(self) -> dict[str, Reading]:
+        return {"gpu0": Reading(time.monotonic_ns(), time.monotonic())}
+
+    def close(self) -> None: ...
+
+
+def test_a_gate_holds_the_sampler_and_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "STRETCH_S", 0.3)
+    sampler = Sampler([Meter()], interval_s=0.001)
+    gate = sampling.Gate(sampler)
+    sampler.start()
+    with sampling.in_turn(gate, 0.05, random.Random(1)) as stretches:
+        while len(stretches) < 2:
+            time.sleep(0.01)
+    sampler.stop()
+    assert not sampler.running
+    (held,), (let_go,) = ([s for s in stretches[:2] if s[2] is through] for through in (False, True))
+    on_its_way = 50 * MS
+    assert not [t for t, _ in gate.calls if held[0] + on_its_way < t < held[1]]
+    assert len([t for t, _ in gate.calls if let_go[0] < t < let_go[1]]) > 10
+    assert len(gate.counter_calls) == len(gate.calls) == len(sampler.trace.counters["meter:gpu0"].t_ns)
 
 
 def test_a_drift_is_taken_out_and_the_mean_kept() -> None:
@@ -183,7 +233,7 @@ def run(out: Path, *more: str, **environment: str) -> dict[str, object]:
 
 
 def test_without_a_gpu_every_part_says_why_it_did_not_run(tmp_path: Path) -> None:
-    parts = ("idle", "sensor", "coverage", "inference", "stopwatch", "continuous", "precision", "compile")
+    parts = ("idle", "sensor", "coverage", "inference", "stopwatch", "sampler", "continuous", "precision", "compile")
     asked = [word for part in parts for word in ("--part", part)]
     result = run(tmp_path / "out", *asked, CUDA_VISIBLE_DEVICES="")
     assert list(result["parts"]) == list(parts)  # type: ignore[call-overload]

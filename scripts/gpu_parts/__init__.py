@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import coverage, engines, facts, inference, sensor, several, stopwatch
+from . import coverage, engines, facts, inference, sampling, sensor, several, stopwatch
 from .check import Check
 
-MODEL_PARTS = {"inference", "stopwatch", "precision", "continuous", "compile"}
+MODEL_PARTS = {"inference", "stopwatch", "sampler", "precision", "continuous", "compile"}
 PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "facts": (facts.record, 5.0),
     "idle": (facts.idle, 5.0),
@@ -20,6 +20,7 @@ PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
     "coverage": (coverage.measure, 15.0),
     "inference": (inference.measure, 150.0),
     "stopwatch": (stopwatch.measure, 90.0),
+    "sampler": (sampling.measure, 30.0),
     "continuous": (engines.continuous, 45.0),
     "precision": (engines.precision, 36.0),
     "compile": (engines.compiled, 70.0),

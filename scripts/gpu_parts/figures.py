@@ -77,25 +77,42 @@ def ratio(a: float, half_a: float, b: float, half_b: float) -> Interval:
 Calls = Sequence[tuple[int, int]]  # began, ended
 
 
-def delays_s(tokens_ns: Sequence[int], calls_ns: Calls, others_ns: Calls = ()) -> list[float]:
-    """How much longer each step that met a call took than the mean of the steps before and after it, where those met none,
-    nor any of the three one of `others_ns`. Neighbours share what drifts on a host, so that little of it is left."""
+def delays_s(tokens_ns: Sequence[int], calls_ns: Calls, others_ns: Calls = (), beside: int = 1) -> list[float]:
+    """How much longer the steps that a call met took, together, than as many of the mean of the `beside` steps before and
+    after them; of calls with neighbours that met no other call, nor one of `others_ns`, nor they themselves one of these.
+    Neighbours share what drifts on a host, so that little of it is left."""
     edges = np.asarray(tokens_ns, dtype=np.int64)
     took = np.diff(edges) / 1e9
 
     def met(calls: Calls) -> Any:
-        began, ended = (np.array([call[k] for call in calls], dtype=np.int64) for k in (0, 1))
-        return np.searchsorted(began, edges[1:]) > np.searchsorted(ended, edges[:-1], side="right")
+        """Of each call the first and the last step: -1 before the first token, len(took) after the last."""
+        return np.searchsorted(edges, np.asarray(calls, dtype=np.int64).reshape(-1, 2), side="right") - 1
 
-    here, there = met(calls_ns), met(others_ns)
-    alone = [
-        k for k in range(1, len(took) - 1) if here[k] and not (here[k - 1] or here[k + 1] or there[k - 1 : k + 2].any())
-    ]
-    return [float(took[k] - (took[k - 1] + took[k + 1]) / 2) for k in alone]
+    def times_met(calls: Calls) -> Any:
+        """Of each step the number of calls."""
+        first, last = met(calls).T + 1
+        changes = np.zeros(len(took) + 3, dtype=np.int64)
+        np.add.at(changes, first, 1)
+        np.add.at(changes, last + 1, -1)
+        return np.cumsum(changes)[1 : len(took) + 1]
+
+    here, there = times_met(calls_ns), times_met(others_ns)
+    found = []
+    for first, last in met(calls_ns):
+        before, after = slice(first - beside, first), slice(last + 1, last + 1 + beside)
+        if first < beside or last + beside >= len(took) or here[before].any() or here[after].any():
+            continue
+        if (here[first : last + 1] > 1).any() or there[first - beside : last + 1 + beside].any():
+            continue
+        steps = took[first : last + 1]
+        found.append(float(steps.sum() - len(steps) * (took[before].mean() + took[after].mean()) / 2))
+    return found
 
 
-def call_delay_s(tokens_ns: Iterable[Sequence[int]], calls_ns: Calls, apart_ns: int = 20_000_000) -> Interval | None:
-    """By how much a call lengthens the step that it meets, with its 95 % interval; None for fewer than two such steps.
+def call_delay_s(
+    tokens_ns: Iterable[Sequence[int]], calls_ns: Calls, apart_ns: int = 20_000_000, beside: int = 1
+) -> Interval | None:
+    """By how much a call lengthens the steps that it meets, with its 95 % interval; None for fewer than two such calls.
 
     A long step meets a call more easily than a short one. So the same is asked about calls that never were, half-way between
     those that were, and their mean is subtracted."""
@@ -106,8 +123,8 @@ def call_delay_s(tokens_ns: Iterable[Sequence[int]], calls_ns: Calls, apart_ns: 
             never.append((middle - half, middle + half))
     real, unreal = [], []
     for tokens in tokens_ns:
-        real += delays_s(tokens, calls_ns)
-        unreal += delays_s(tokens, never, calls_ns)
+        real += delays_s(tokens, calls_ns, beside=beside)
+        unreal += delays_s(tokens, never, calls_ns, beside)
     if min(len(real), len(unreal)) < 2:
         return None
     value = sum(real) / len(real) - sum(unreal) / len(unreal)
