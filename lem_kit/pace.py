@@ -8,14 +8,15 @@ walls are kept around the instant of the next update, and two around the period:
     one that shows the new value      lowers the upper wall to the end of the call
     both walls, and those around an early update n periods ago, confine the period to their distance / n
 
-Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known. Every sixteenth
-ends before the update, for of a call that meets one it is not known which value it saw, and one that is sure tells it for
-those beside it. After a call that took so long that an update was passed over, the next ones tell nothing about the walls
+Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known; where walls are to
+come together soon, with their own middle, so that either answer moves one far. Every sixteenth ends before the update, for of
+a call that meets one it is not known which value it saw, and one that is sure tells it for those beside it. After a call that took so long that an update was passed over, the next ones tell nothing about the walls
 until one is surely after its update.
 
 Where samples of power tell what is between, a counter is read at each update only around the edges of windows, and seldom
 else (`apart_ns`): on a real board each reading computes for milliseconds. Such a visit reads once, surely between two
-updates; only when the walls have come apart does it also read at the next update.
+updates; when the walls have come apart, and in one of seven visits whatever they are, it also reads at the next update, so that
+a counter that has left its grid is found out.
 
 Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
 interval.
@@ -49,6 +50,7 @@ NEAR, NEAR_CALLS, FAR = 0.04, 1.5, 0.25
 MOST_EVIDENCE = 3  # updates read in a visit to bring the walls together
 TRUST = 20  # updates in a row that kept their time, `NEAR` a period, before any is left out
 TEST_EVERY = 4  # of them, the call before which no update may come
+CHECK_EVERY = 6  # visits, after which one also looks whether the counter still keeps its time
 
 
 class Pace:
@@ -63,6 +65,7 @@ class Pace:
         self._close_until_ns = 0
         self._evidence = 0  # updates read one after another
         self._kept_time = 0  # so many did in a row
+        self._visits = 0  # since the last that looked whether they still do
         self._skipped = False  # an update came between the last call and the walls
         self._since_ns: int | None = None
         self._expects = False  # a period is believed
@@ -224,6 +227,8 @@ class Pace:
         shortest, longest = self._periods
         periods = max(int((now_ns - low) / longest) + 1, self._stride(now_ns))
         self._sure = self._sure and periods == 1
+        checking = periods == 1 and self._visits >= CHECK_EVERY
+        self._visits = self._visits + 1 if periods > 1 else 0 if checking else self._visits
         self._evidence, self._skipped = (self._evidence + 1, False) if periods == 1 else (0, True)
         self._walls = self._expected = (low + periods * shortest, high + periods * longest)
         self._passed = passed + periods
@@ -232,8 +237,11 @@ class Pace:
             return int(high) + AGAIN_NS  # surely after the update
         if self._calls % SURE_EVERY == 1:
             return int(low) - self._took_ns - AGAIN_NS  # surely before it
-        if self.apart_ns and self._kept_time < TRUST and self._calls % TEST_EVERY == 1:  # so that one too early is seen
+        trying = self.apart_ns and self._kept_time < TRUST
+        if checking or (trying and self._calls % TEST_EVERY == 1):  # so that one too early is seen
             return int(low - self._near_ns()) - self._took_ns - AGAIN_NS
+        if self.apart_ns and high - low > self._near_ns():
+            return int((low + high - self._took_ns) / 2)  # the call's middle at theirs: either answer moves a wall the most
         aim: float = low if self._calls % EARLY_EVERY == 0 else (low + high) / 2
         return int(aim)
 
@@ -244,7 +252,7 @@ class Pace:
         period = (shortest + longest) / 2
         if now_ns < self._close_until_ns or self._kept_time < TRUST:
             return 1
-        if high - low > self._near_ns() and self._evidence < MOST_EVIDENCE:
+        if self._visits >= CHECK_EVERY or (high - low > self._near_ns() and self._evidence < MOST_EVIDENCE):
             return 1
         room = (FAR * period - (high - low)) / max(longest - shortest, 1.0)
         return max(int(min(self.apart_ns / period, room)), 1)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lem_kit.pace import TRUST, Pace
+from lem_kit.pace import CHECK_EVERY, TRUST, Pace
 from lem_kit.staircase import knots
 from lem_kit.trace import Series
 
@@ -251,19 +251,31 @@ def test_an_edge_is_nothing_to_a_counter_whose_period_is_not_known() -> None:
     assert pace.near(5, 7, 11) == 11
 
 
-def test_a_counter_that_no_longer_keeps_its_time_is_read_at_each_update() -> None:
+@pytest.mark.parametrize("ms", [20, -20, 45])
+@pytest.mark.parametrize("seconds", [8.0, 8.4, 9.1, 11.9])
+def test_a_counter_that_no_longer_keeps_its_time_is_read_at_each_update(seconds: float, ms: float) -> None:
+    """Whenever it happens, and whether its updates come later or earlier: one in so many visits looks for it."""
     counter = Counter(apart_ns=10**9)
-    counter.run(8)
+    counter.run(seconds)
     assert counter.pace.seen is not None
-    counter.shift(20)
-    for _ in range(20):
-        if counter.pace.seen is None:
-            break
+    counter.shift(ms)
+    before = counter.now_ns
+    while counter.pace.seen is not None and counter.now_ns < before + 2 * CHECK_EVERY * 10**9:
         counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
     assert counter.pace.seen is None
     lost = counter.now_ns
     counter.run(1.5)
     assert sum(t > lost for t in counter.calls_ns) >= 13
+
+
+@pytest.mark.parametrize("looks", [0.1, 0.5, 0.9])
+def test_calls_that_take_long_do_not_keep_it_from_being_read_seldom(looks: float) -> None:
+    """Walls come together although each call is a twenty-fifth of a period long, and all look after the same part of it."""
+    counter = Counter(apart_ns=10**9)
+    counter.looks = looks
+    counter.run(6)
+    assert counter.pace.seen is not None
+    assert counter.calls_per_update(10) < 0.35
 
 
 def test_a_slow_call_among_the_first_does_not_spoil_the_walls() -> None:
