@@ -9,9 +9,10 @@ walls are kept around the instant of the next update, and two around the period:
     both walls, and those around an early update n periods ago, confine the period to their distance / n
 
 Calls are aimed at the middle between the walls, and every third at the lower one, so that both stay known; where walls are
-to come together soon, with their own middle, so that either answer moves one far. Every sixteenth ends before the update: of a
-call that meets one it is not known which value it saw, and one that is sure tells it for those beside it. After a call that
-took so long that an update was passed over, the next ones tell nothing about the walls until one is surely after its update.
+to come together soon, with their own middle, so that either answer moves one far. Every sixteenth ends before the update:
+of a call that meets one it is not known which value it saw, and one that is sure tells it for those beside it. After a call
+that took so long that an update was passed over, the next ones tell nothing about the walls until one is surely after its
+update.
 
 Where samples of power tell what is between, a counter is read at each update only around the edges of windows, and seldom
 else (`apart_ns`): on a real board each reading computes for milliseconds. Such a visit reads once, surely between two
