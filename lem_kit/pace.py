@@ -234,8 +234,8 @@ class Pace:
         self._walls = self._expected = (low + periods * shortest, high + periods * longest)
         self._passed = passed + periods
         low, high = self._walls
-        if not self._sure:
-            return int(high) + AGAIN_NS  # surely after the update
+        if not self._sure:  # surely after the update; long after if there is time, for a driver is slow to answer just then
+            return int(high) + AGAIN_NS if low < self._close_until_ns else int((high + low + shortest) / 2)
         if self._calls % SURE_EVERY == 1:
             return int(low) - self._took_ns - AGAIN_NS  # surely before it
         trying = self.apart_ns and self._kept_time < TRUST

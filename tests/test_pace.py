@@ -268,6 +268,17 @@ def test_a_counter_that_no_longer_keeps_its_time_is_read_at_each_update(seconds:
     assert sum(t > lost for t in counter.calls_ns) >= 13
 
 
+def test_a_visit_comes_long_after_an_update() -> None:
+    """A call of an H200's driver that begins within 13 ms of one waits until these are over, and computes meanwhile."""
+    counter = Counter(apart_ns=10**9)
+    counter.run(8)
+    first = len(counter.calls_ns)
+    counter.run(60)
+    visits = [b for a, b in itertools.pairwise(counter.calls_ns[first:]) if b - a > 500 * MS]
+    since_update = [(t - counter._phase_ns) % counter.period_ns / counter.period_ns for t in visits]
+    assert len(visits) > 30 and min(since_update) > 0.4 and max(since_update) < 0.7
+
+
 @pytest.mark.parametrize("looks", [0.1, 0.5, 0.9])
 def test_calls_that_take_long_do_not_keep_it_from_being_read_seldom(looks: float) -> None:
     """Walls come together although each call is a twenty-fifth of a period long, and all look after the same part of it."""
