@@ -43,10 +43,12 @@ def test_a_long_window_is_made_of_many_courses() -> None:
     line = polyline.between(trace, KEY, t0, t1)
     assert line is not None
     assert line.t_ns[0] < 0 and line.t_ns[-1] > t1 - t0, "from before the window to after it"
-    whole, wide = energy_between(trace, KEY, t0, t1), 0.5
-    assert line.at(t1) - line.at(t0) == pytest.approx(whole.joules, abs=wide)
+    assert line.at(t1) - line.at(t0) == pytest.approx(energy_between(trace, KEY, t0, t1).joules, abs=0.5)
     for start in range(t0, t1 - SECOND, 3 * SECOND):
-        assert line.at(start + SECOND) - line.at(start) == pytest.approx(board.true_j(start, start + SECOND), abs=wide)
+        end = start + SECOND
+        wide = energy_between(trace, KEY, start, end).uncertainty_j
+        assert wide is not None and wide < 1.0
+        assert line.at(end) - line.at(start) == pytest.approx(board.true_j(start, end), abs=wide)
 
 
 def test_where_the_counter_does_not_tell_there_is_no_line() -> None:
