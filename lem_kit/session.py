@@ -70,10 +70,10 @@ class Window:
     """What `Session.window` hands to its block. Set `output_tokens` if you know them; `repeat()` marks a repetition."""
 
     def __init__(self, session: Session, label: str, kind: Kind, run_id: str | None, config: Mapping[str, Any]) -> None:
-        self.started_at = _now()
+        self._started_s, self._drawn = time.time(), os.urandom(3)
         self.label = label
         self.kind = kind
-        self.run_id = _new_run_id(label, self.started_at) if run_id is None else run_id
+        self._run_id = run_id
         self.config = dict(config)
         self.output_tokens: int | None = None
         self.parent = _around()
@@ -89,8 +89,22 @@ class Window:
         self.watching: list[Callable[[], None]] = []
         self._session = session
         self._measurement: Measurement | None = None
-        self._before = self._after = validity.surroundings()
+        self._before = self._after = session._surroundings()
         self._meter_ns = (session._sampler.busy_ns, session._sampler.cpu_ns)
+
+    @property
+    def started_at(self) -> str:
+        """When it was opened, in UTC; formatted when it is asked for, and not in the user's time."""
+        started = datetime.datetime.fromtimestamp(self._started_s, datetime.timezone.utc)
+        return started.isoformat(timespec="milliseconds")
+
+    @property
+    def run_id(self) -> str:
+        """As 20261126T093015-label-1f2e3d, unless it was given."""
+        if self._run_id is not None:
+            return self._run_id
+        stamp = self.started_at[:19].replace("-", "").replace(":", "")
+        return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', self.label).strip('-')[:40] or 'window'}-{self._drawn.hex()}"
 
     @contextlib.contextmanager
     def repeat(self) -> Iterator[Span]:
@@ -262,6 +276,12 @@ class Session:
                 elif window.parent is None:
                     self._finish_after(window)
 
+    def _surroundings(self) -> validity.Surroundings:
+        """What else runs on the host is looked at where that is in a figure."""
+        domains = (domain for source in self._sampler.sources for domain in source.domains.values())
+        shared = any(domain.scope in ("cpu", "dram") and domain.method != "model" for domain in domains)
+        return validity.surroundings("/proc" if shared else None)
+
     def _end(self, window: Window) -> None:
         try:
             window.span.t1_ns = self.instant()
@@ -269,7 +289,7 @@ class Session:
             window.span.t1_ns = self._clock()
         finally:  # also where waiting for the GPU is interrupted
             window.span.t1_ns = window.span.t1_ns or self._clock()
-            window._after = validity.surroundings()
+            window._after = self._surroundings()
             self.open_windows.remove(window)
             self._waiting.append(window)
             for ended in window.watching:
@@ -455,9 +475,7 @@ class Session:
             reasons += remarks(source)
         reasons += validity.of_gauges(trace, window.span.t0_ns, t1_ns)
         seconds = (t1_ns - window.span.t0_ns) / 1e9
-        shared = any(domain.scope in ("cpu", "dram") and domain.method != "model" for domain in trace.domains.values())
-        codes = validity.between(window._before, window._after, seconds)
-        reasons += [code for code in codes if code != "host_shared" or shared]
+        reasons += validity.between(window._before, window._after, seconds)
         spent_ns = (self._sampler.busy_ns - window._meter_ns[0], self._sampler.cpu_ns - window._meter_ns[1])
         meter = {name: ns / 1e9 / seconds for name, ns in zip(("call_share", "cpu_share"), spent_ns)} if seconds > 0 else {}
         measurement = Measurement(
@@ -524,16 +542,6 @@ def _around() -> Window | None:
     while window is not None and window.span.t1_ns is not None:  # left open once, and ended from outside
         window = window.parent
     return window
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _new_run_id(label: str, started_at: str) -> str:
-    """As 20261126T093015-label-1f2e3d; made in the user's time, which strftime and uuid would lengthen."""
-    stamp = started_at[:19].replace("-", "").replace(":", "")
-    return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', label).strip('-')[:40] or 'window'}-{os.urandom(3).hex()}"
 
 
 def current_owner() -> asyncio.Task[Any] | threading.Thread:

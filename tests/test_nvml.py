@@ -251,7 +251,10 @@ def test_gauges(machine: Machine, clock: Clock) -> None:
         "gpu0.throttled": 0.0,
         "gpu0.power_capped": 1.0,
     }
-    slow = {"gpu0.memory_utilization": 0.37, "gpu0.memory_clock_hz": 2.619e9, "gpu0.memory_used_bytes": 3 * 2**30}
+    slow = {
+        "gpu0.memory_utilization": 0.37, "gpu0.memory_clock_hz": 2.619e9, "gpu0.memory_used_bytes": 3 * 2**30,
+        "gpu0.power_average_w": 200.0,
+    }  # fmt: skip
     clock.now_ns = 5 * SECOND
     machine.boards[0].memory_utilization = 37
     machine.apply()
@@ -259,6 +262,7 @@ def test_gauges(machine: Machine, clock: Clock) -> None:
     clock.now_ns += SECOND // 2
     assert source.gauges() == often, "what takes long is asked once a second"
     assert source.describe()["power_from"] == {"gpu0": "samples of the driver"}
+    assert source.describe()["power_average_from"] == {"gpu0": "average field, GPU scope"}
     source.close()
 
 
@@ -346,6 +350,8 @@ def test_a_board_that_tells_the_power_of_its_module_only_is_a_module(
     source = opened("0")
     integral = source.integrals["nvml_power:gpu0"]  # type: ignore[attr-defined]
     assert source.domains["gpu0"].scope == integral.scope == "module"
+    assert source.gauges()["gpu0.power_average_w"] == 200.0  # type: ignore[attr-defined]
+    assert source.describe()["power_average_from"] == {"gpu0": "average field, module scope"}  # type: ignore[attr-defined]
     source.close()
 
 
@@ -366,6 +372,7 @@ def test_a_calibration_undoes_gain_and_offset(
     assert source.domains["gpu0"].offset_w == pytest.approx(10 / 0.8), "taken off where energy is told"
     assert after["gpu1"].joules - before["gpu1"].joules == pytest.approx(100 * 10), "another board"
     assert source.samples()["gpu0.power_w"][-1][1] == pytest.approx((200 - 10) / 0.8)
+    assert source.gauges()["gpu0.power_average_w"] == pytest.approx((200 - 10) / 0.8)
     gpus = source.describe()["gpus"]
     assert (gpus["gpu0"]["calibration"], gpus["gpu1"]["calibration"]) == ({"gain": 0.8, "offset_w": 10.0}, None)
     source.close()
@@ -485,7 +492,10 @@ def test_nothing_but_cheap_calls_in_the_loop(machine: Machine, clock: Clock) -> 
         "nvmlDeviceGetTotalEnergyConsumption": 1, "nvmlDeviceGetSamples": 2, "nvmlDeviceGetTemperatureV": 1,
         "nvmlDeviceGetUtilizationRates": 1, "nvmlDeviceGetClockInfo": 1, "nvmlDeviceGetCurrentClocksEventReasons": 1,
     }  # fmt: skip
-    once_a_second = {**often, "nvmlDeviceGetUtilizationRates": 2, "nvmlDeviceGetClockInfo": 2, "nvmlDeviceGetMemoryInfo": 1}
+    once_a_second = {
+        **often, "nvmlDeviceGetUtilizationRates": 2, "nvmlDeviceGetClockInfo": 2, "nvmlDeviceGetMemoryInfo": 1,
+        "nvmlDeviceGetFieldValues": 1,
+    }  # fmt: skip
     for expected in (once_a_second, often):
         machine.forget_calls()
         source.read_one("gpu0")

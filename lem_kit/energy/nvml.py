@@ -4,7 +4,8 @@ The one idea: two figures for each board, from two roads out of the driver. `nvm
 (Volta and newer); whether a board has it is asked of the board, and whether it counts is seen. `nvml_power:gpuN` is the
 integral of power: of the samples that the driver keeps (one every 20 ms on an H100, each a mean over the time since the
 one before), or else of the power that it shows. `describe()["power_from"]` says which, because they differ: the "instant"
-power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is a mean of the last second on most.
+power of an A100 or H100 looks at 25 of every 100 ms, and nvmlDeviceGetPowerUsage is a mean of the last second on most. The
+average field stands beside them as a gauge, `gpuN.power_average_w`; no energy is made of it.
 
 `open_source("1,2")` chooses GPUs as CUDA_VISIBLE_DEVICES would, and takes its place; all must be there. LEM_KIT_CALIBRATION
 names a JSON file {"GPU-...": {"gain": 0.95, "offset_w": -1.2}}: what that board's sensor shows is gain * true power +
@@ -212,7 +213,7 @@ class NvmlSource:
                     return None
                 del ways[0]  # a dead query must not be asked every time
             else:
-                return (value - board.offset_w) / board.gain if gauge == "power_w" else value
+                return (value - board.offset_w) / board.gain if gauge.startswith("power") else value
         return None
 
     def samples(self) -> dict[str, list[tuple[int, float]]]:
@@ -230,12 +231,12 @@ class NvmlSource:
         return found
 
     def describe(self) -> dict[str, Any]:
-        ways = {key: self._ways[key, "power_w"] for key in self._boards}
-        power_from = {
-            key: "samples of the driver" if key in self.sampled else _POWER_NAMES.get(way[0], "") if way else "nothing"
-            for key, way in ways.items()
-        }
-        return {**self._facts, "power_from": power_from, "cuda_devices": own_devices()}
+        power_from, average_from = (
+            {key: _POWER_NAMES[ways[0]] if (ways := self._ways[key, gauge]) else "nothing" for key in self._boards}
+            for gauge in ("power_w", "power_average_w")
+        )
+        power_from |= dict.fromkeys(self.sampled, "samples of the driver")
+        return {**self._facts, "power_from": power_from, "power_average_from": average_from, "cuda_devices": own_devices()}
 
     def remarks(self) -> dict[str, list[str]]:
         """Other processes on a board, and a CUDA device in use that is not among the boards read."""
@@ -337,6 +338,14 @@ def _power_module_w(nvml: Any, handle: Any) -> float:
     return float(_field(nvml, handle, nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_POWER_SCOPE_MODULE) / 1000)
 
 
+def _average_w(nvml: Any, handle: Any) -> float:
+    return float(_field(nvml, handle, nvml.NVML_FI_DEV_POWER_AVERAGE, nvml.NVML_POWER_SCOPE_GPU) / 1000)
+
+
+def _average_module_w(nvml: Any, handle: Any) -> float:
+    return float(_field(nvml, handle, nvml.NVML_FI_DEV_POWER_AVERAGE, nvml.NVML_POWER_SCOPE_MODULE) / 1000)
+
+
 def _power_usage_w(nvml: Any, handle: Any) -> float:
     return float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
 
@@ -345,6 +354,8 @@ _POWER_NAMES: Mapping[Callable[[Any, Any], float], str] = {
     _power_instant_w: "instant field, GPU scope",
     _power_module_w: "instant field, module scope",
     _power_usage_w: "nvmlDeviceGetPowerUsage, a mean of 1 s on Ampere and later",
+    _average_w: "average field, GPU scope",
+    _average_module_w: "average field, module scope",
 }
 
 
@@ -374,8 +385,8 @@ def _read_samples(nvml: Any, handle: Any, after_us: int) -> list[tuple[int, floa
     return [(us, milliwatts / 1000) for us, milliwatts in map(unpack, found) if us > after_us]
 
 
-# Asked once a second: the first takes up to 8 ms on a busy board, the others change little.
-_SLOW = ("memory_used_bytes", "memory_utilization", "memory_clock_hz")
+# Asked once a second: the first takes up to 8 ms on a busy board, the last is a mean of 1 s, the others change little.
+_SLOW = ("memory_used_bytes", "memory_utilization", "memory_clock_hz", "power_average_w")
 # Bits of the reasons for low clocks that slow a board down against the user's will: hardware, heat, power brake.
 _THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 _POWER_CAPPED = 0x4
@@ -385,6 +396,7 @@ _POWER_CAPPED = 0x4
 # second ones serve older drivers, which lack the first. No process lists and no fan here: they take the driver's locks.
 _GAUGES: Mapping[str, tuple[Callable[[Any, Any], float], ...]] = {
     "power_w": (_power_instant_w, _power_module_w, _power_usage_w),
+    "power_average_w": (_average_w, _average_module_w),
     "temperature_c": (
         lambda n, h: float(n.nvmlDeviceGetTemperatureV(h, n.NVML_TEMPERATURE_GPU)),
         lambda n, h: float(n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
