@@ -125,7 +125,7 @@ def run_costs(env: dict[str, str], folder: Path) -> list[Any]:
     others = [f"rapl={folder / 'powercap'}", f"replay={recording}", "codecarbon"]
     found = []
     for number, more in ((1, []), (8, []), (8, others)):
-        worker = start("lem_kit", "cost", env, str(number), "5", *more)
+        worker = start("lem_kit", "cost", env, str(number), "8", *more)
         found.append({"boards": number, **answer(worker)})
         worker.communicate()
     return found

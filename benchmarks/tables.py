@@ -138,12 +138,13 @@ def faults(rows: Sequence[Row]) -> str:
 
 
 def sampler(cost: Sequence[Row]) -> str:
-    lines = [
-        [
-            str(c["boards"]),
-            ", ".join(c["sources"]),
-            f"{100 * sum(s for name, s in c['share'].items() if 'lem' in name):.2f} %",
-        ]
-        for c in cost
-    ]
-    return table(["GPUs", "sources", "CPU of the sampler's thread"], lines)
+    def share(of: dict[str, float]) -> str:
+        return f"{100 * sum(s for name, s in of.items() if 'lem' in name):.2f} %"
+
+    lines = []
+    for c in cost:
+        begin_ms, end_ms = 1000 * np.median(c["not_waiting_s"], axis=0)
+        shares = share(c["first"]), share(c["share"])
+        lines.append([str(c["boards"]), ", ".join(c["sources"]), *shares, f"{begin_ms:.2f} + {end_ms:.2f}"])
+    head = ["GPUs", "sources", "CPU of the sampler's thread, first 8 s", "next 8 s", "begin + end, wait=False, ms"]
+    return table(head, lines)

@@ -7,6 +7,7 @@ which `begin` returned to the one at which `end` was called.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -141,17 +142,37 @@ def run_fault(name: str, fault: str, length_s: float) -> dict[str, Any]:
 
 
 def run_cost(number: int, others: list[str], seconds: float) -> dict[str, Any]:
-    """CPU share of each background thread of a lem_kit session that reads `number` boards and other sources."""
+    """CPU share of each background thread of a lem_kit session that reads `number` boards and other sources, at first and
+    once it knows its counters; and what windows that do not wait take of the user's time."""
     phases = [0.037 * k % 0.1 for k in range(number)]  # each counter is refreshed at instants of its own
     with boards([h100(wave=Square(70.0, 300.0, 0.83, phase_s=0.1 * k), counter_phase_s=phases[k]) for k in range(number)]):
         tool = TOOLS["lem_kit"](["nvml", *others])  # type: ignore[call-arg]
-        time.sleep(4)
-        before = background_s()
-        time.sleep(seconds)
-        after = background_s()
+        spent = [background_s()]
+        for _ in range(2):
+            time.sleep(seconds)
+            spent.append(background_s())
+        took = [not_waiting(tool.session) for _ in range(50)]
         sources = tool.session.sources
         tool.close()
-    return {"share": {name: (s - before.get(name, 0.0)) / seconds for name, s in after.items()}, "sources": sources}
+    first, later = (
+        {name: (s - before.get(name, 0.0)) / seconds for name, s in after.items()}
+        for before, after in itertools.pairwise(spent)
+    )
+    return {"first": first, "share": later, "sources": sources, "not_waiting_s": took}
+
+
+def not_waiting(session: Any) -> tuple[float, float]:
+    """Begin and end of a window of 50 ms that does not wait for its counters."""
+    context = session.window("benchmark", wait=False)
+    began = time.perf_counter()
+    context.__enter__()
+    begin_s = time.perf_counter() - began
+    time.sleep(0.05)
+    began = time.perf_counter()
+    context.__exit__(None, None, None)
+    end_s = time.perf_counter() - began
+    time.sleep(0.2)
+    return begin_s, end_s
 
 
 def main() -> None:

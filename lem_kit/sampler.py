@@ -91,6 +91,7 @@ class Sampler:
             raise LemError(f"Two energy sources are named {', '.join(twice)}, so their figures could not be told apart.")
         for source in self.sources:
             self._jobs += self._plan(source)
+        self._seldom = [job for job in self._jobs if job.pace is not None and job.pace.apart_ns]
 
     def _plan(self, source: EnergySource) -> list[Job]:
         interval_ns = int(max(getattr(source, "interval_s", 0.0), self.interval_s) * 1e9)
@@ -152,18 +153,20 @@ class Sampler:
     def sample(self) -> int:
         """Do every job that is due; return when the next one is (ns). The thread calls this; tests may instead."""
         now = self._clock()
-        paced = [job for job in self._jobs if job.pace is not None and job.pace.apart_ns]
         if (edge_ns := self._edge_ns) > self._edge_known_ns:
             self._edge_known_ns = edge_ns
-            for job in paced:
+            for job in self._seldom:
                 assert job.pace is not None
                 job.due_ns = job.pace.near(edge_ns, now, job.due_ns)
+        done = False
         for job in self._jobs:
             if (job.due_ns <= now + TOGETHER_NS or job.wanted_ns > job.begun_ns) and not self._stopping:
                 self._do(job)
-        self._tell()
+                done = True
+        if done:
+            self._tell()
         due = (job.due_ns if job.wanted_ns <= job.begun_ns else now for job in self._jobs)
-        return min((*due, now + LOOK_NS) if paced else due, default=now + int(self.interval_s * 1e9))
+        return min((*due, now + LOOK_NS) if self._seldom else due, default=now + int(self.interval_s * 1e9))
 
     def _do(self, job: Job) -> None:
         began = job.begun_ns = self._clock()
