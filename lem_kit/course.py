@@ -189,10 +189,12 @@ class Course:
         return (1 + CONTRADICTED) * sum(off_j for off_j, c in off if off_j > CONTRADICTED * scale * c.sampled_j)
 
     def sampled(self, start_ns: float, end_ns: float) -> bool:
-        """Whether power was sampled often enough between two instants to tell its course there."""
+        """Whether power was sampled often enough between two instants to tell its course there. The last sample of all may
+        end a little before: whoever waited for it knew the later instant no better."""
         t = self._samples.t_ns
-        first, end = bisect_right(t, start_ns), bisect_left(t, end_ns)
-        return end - first >= DENSE and first > 0 and end < len(t) and self._holes[end] == self._holes[first - 1]
+        first, end = bisect_right(t, start_ns), min(bisect_left(t, end_ns), len(t) - 1)
+        near_enough = end - first >= DENSE and first > 0 and t[end] >= end_ns - LAG_NS
+        return near_enough and self._holes[end] == self._holes[first - 1]
 
     def shapes_j(self, first: Edge, last: Edge) -> float:
         """What the doubt about the course at both edges makes of the window's energy: it adds up where one short peak, which
@@ -280,7 +282,9 @@ class Course:
         f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
         part = math.sqrt((f**2 + (1 - f) ** 2) / 2) if on_grid else 1.0
         unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
-        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j)
+        seen = samples.watts[bisect_left(samples.t_ns, a.t_ns) :]
+        untold_j = f * max(b.t_ns - samples.t_ns[-1], 0.0) * (max(seen) - min(seen)) * 1e-9  # after the last sample
+        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, untold_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)), sampled=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +30,10 @@ from .trace import Series, Trace
 LONGEST_WAIT_S = 0.25
 # `stop` waits this long for a source that is being read or closed.
 LONGEST_STOP_S = 30.0
-# Samples of power come some 20 ms after an update of the counter beside them: they are asked for again so often at most.
-LATE_SAMPLE_TRIES, LATE_SAMPLE_S = 8, 0.005
+# Samples of power come some 20 ms late: they are asked for again so often at most. So many after the end of a window, the
+# one that it lies in and two more, tell whether the load stepped there.
+LATE_SAMPLE_TRIES, LATE_SAMPLE_S = 10, 0.008
+SAMPLES_AFTER = 3
 # A source that goes on failing is written down, and tried again, this often.
 REPEAT_FAILURE_NS = 1_000_000_000
 # Jobs that are due within this time are done in one waking.
@@ -255,7 +257,7 @@ class Sampler:
         until samples of power reach up to that step, since the course of the last cell is known from no others.
 
         Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most, and for
-        the samples 40 ms more. Without a thread it does every job once itself.
+        the samples 80 ms more. Without a thread it does every job once itself.
         """
         if self._thread is None:
             for job in [] if self._stopping else self._jobs:  # a source that is closed is read no more
@@ -280,11 +282,12 @@ class Sampler:
             time.sleep(LATE_SAMPLE_S)
 
     def _sampled(self, job: Job, t_ns: int) -> bool:
-        """Whether the samples beside a counter, if there are any, tell its course up to its first update after `t_ns`."""
+        """Whether samples beside a counter, if there are any, tell its course around `t_ns` and up to its next update."""
         grid, series = job.pace.grid if job.pace else None, self.trace.gauges.get(f"{job.name}.power_w")
         if job.pace is None or not job.pace.apart_ns or grid is None or series is None:
             return True
-        return series.t_ns[-1] >= grid.at(grid.last_before(t_ns) + 1)
+        after = len(series.t_ns) - bisect_right(series.t_ns, t_ns)
+        return after >= SAMPLES_AFTER and series.t_ns[-1] >= grid.at(grid.last_before(t_ns) + 1)
 
     def _longest_wait_s(self) -> float:
         """A period of the slowest counter that steps, and an interval or two of reading."""

@@ -79,6 +79,8 @@ class Samples:
         piece_ns = t[j] - t[j - 1]
         f = min(max((t_ns - t[j - 1]) / piece_ns, 0.0), 1.0)
         spread, hidden = max(p[j - 1 : j + 2]) - min(p[j - 1 : j + 2]), HIDDEN * p[j]
+        if j == len(t) - 1:  # a step half-way in the last one goes twice as far as its mean
+            spread *= 2
         around_j_per_w = 1e-9 * f * (1 - f) * piece_ns
         return p[j] * 1e-9, (spread + min(spread, hidden)) * around_j_per_w, hidden * around_j_per_w
 

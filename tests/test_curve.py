@@ -638,6 +638,27 @@ def test_the_ends_of_work_shorter_than_a_cell_are_doubted_together() -> None:
     assert held >= 0.93 * windows, f"{held} of {windows}"
 
 
+@pytest.mark.parametrize("early_ms", [0.1, 0.6, 1.2])
+def test_the_last_sample_may_end_a_little_before_the_last_update(early_ms: float) -> None:
+    """As those of a window do that was waited for until then, by what was known of that update."""
+    rows: Rows = {0.23: [], 1.07: []}
+    for seed in range(24):
+        clock, draw = FakeClock(), random.Random(seed)
+        board = Board(WAVES["bursts"], clock, seed=seed)
+        board._sample_phase_s = (board._phase_s - early_ms / 1e3) % 0.02
+        windows = [(round((1_006 + 3 * k + draw.random()) * 1e9), length_s) for k, length_s in enumerate(rows)]
+        _, kept = recorded_windows(board, clock, 12, [(t0, t0 + round(length_s * 1e9)) for t0, length_s in windows])
+        for (t0, length_s), trace in zip(windows, kept):
+            t1_s = board.seconds(t0) + length_s
+            update_s = math.ceil((t1_s - board._phase_s) / 0.1) * 0.1 + board._phase_s
+            until_ns = round((update_s + 900) * 1e9)
+            trace.gauges["sim:gpu0.power_w"] = trace.gauges["sim:gpu0.power_w"].between(0, until_ns)
+            rows[length_s].append(told(board, trace, t0, length_s))
+    found = summed(rows, f"the last sample {early_ms} ms before the update")
+    assert all(figure.share >= 0.93 for figure in found.values())
+    assert found[0.23].sd < 0.02 and found[1.07].sd < 0.004
+
+
 def test_a_load_that_is_quiet_between_samples_is_doubted_less() -> None:
     """A steady 200 W: as the cells agree with the samples to less than a mJ, so do the pieces at the edges, and what is left
     of 10 J is the counter's resolution and the period. With too few cells a twentieth of the power is doubted as ever."""

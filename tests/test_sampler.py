@@ -418,6 +418,28 @@ def test_each_counter_that_is_read_alone_gets_a_pace_and_a_period(clock: FakeClo
     sampler.stop()
 
 
+def test_samples_are_waited_for_until_they_tell_the_course_around_an_edge(clock: FakeClock) -> None:
+    """Up to the counter's next update, and the one in which the window ends with two after it."""
+    meter = Paced(clock)
+    meter.sampled = {"gpu0"}  # type: ignore[attr-defined]
+    sampler = Sampler([meter], 0.05, clock)
+    turned(sampler, clock, 8)
+    job = next(job for job in sampler._jobs if job.domain == "gpu0")
+    assert job.pace is not None and job.pace.grid is not None
+    series = sampler.trace.gauges["paced:gpu0.power_w"]
+    update_ns = series.t_ns[-1] // 100_000_000 * 100_000_000
+
+    def told(edge_ns: int, last_ns: int) -> bool:
+        sampler.trace.gauges["paced:gpu0.power_w"] = series.part(0, list(series.t_ns).index(last_ns) + 1)
+        return sampler._sampled(job, edge_ns)
+
+    slack = round(job.pace.grid.half_ns) + 1_000_000
+    before, of_old = update_ns - 200_000_000, update_ns - 100_000_000  # updates of which all is known
+    assert told(before + slack, of_old + 20_000_000) and not told(before + slack, of_old - 20_000_000)
+    assert [told(of_old - slack, of_old + k * 20_000_000) for k in range(4)] == [False, False, True, True]
+    sampler.stop()
+
+
 def test_a_sample_that_is_no_number_is_left_out(clock: FakeClock) -> None:
     meter = Paced(clock)
     meter.samples = lambda: {"gpu0.power_w": [(10, 200.0), (20, float("nan")), (30, 210.0)], "gpu1.power_w": []}  # type: ignore
