@@ -282,8 +282,10 @@ class Course:
         f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
         part = math.sqrt((f**2 + (1 - f) ** 2) / 2) if on_grid else 1.0
         unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
-        seen = samples.watts[bisect_left(samples.t_ns, a.t_ns) :]
-        untold_j = f * max(b.t_ns - samples.t_ns[-1], 0.0) * (max(seen) - min(seen)) * 1e-9  # after the last sample
+        untold_j = 0.0
+        if b.t_ns > samples.t_ns[-1]:  # what the counter has more or less may all be of the time after the last sample
+            ratio = median(c.joules / c.sampled_j for c in self._cells if c.sampled_j > 0.0)
+            untold_j = f * abs(joules - ratio * whole)
         shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, untold_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))

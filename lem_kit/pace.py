@@ -17,7 +17,8 @@ update.
 Where samples of power tell what is between, a counter is read at each update only around the edges of windows, and seldom
 else (`apart_ns`): on a real board each reading computes for milliseconds. Such a visit reads once, surely between two
 updates; when the walls have come apart, and in one of seven visits whatever they are, it also reads at the next update, so
-that a counter that has left its grid is found out.
+that a counter that has left its grid is found out. Not if it left it by little: what comes a tenth of a period late or
+early is taken for its jitter, and where it is seen, the walls are moved to hold it.
 
 Not covered: counters that are updated more often than the sampler's interval, or whose age is known; they are read at the
 interval.
@@ -234,6 +235,9 @@ class Pace:
         self._walls = self._expected = (low + periods * shortest, high + periods * longest)
         self._passed = passed + periods
         low, high = self._walls
+        if not self._sure and high - low >= shortest:  # no call can tell which update it saw, now or ever
+            self._lose()
+            return now_ns + WATCH_NS
         if not self._sure:  # surely after the update; long after if there is time, for a driver is slow to answer just then
             return int(high) + AGAIN_NS if low < self._close_until_ns else int((high + low + shortest) / 2)
         if self._calls % SURE_EVERY == 1:

@@ -30,9 +30,9 @@ from .trace import Series, Trace
 LONGEST_WAIT_S = 0.25
 # `stop` waits this long for a source that is being read or closed.
 LONGEST_STOP_S = 30.0
-# Samples of power come some 20 ms late: they are asked for again so often at most. So many after the end of a window, the
-# one that it lies in and two more, tell whether the load stepped there.
-LATE_SAMPLE_TRIES, LATE_SAMPLE_S = 10, 0.008
+# Samples of power come some 20 ms late: they are asked for again for so long at most, so often. So many after the end of a
+# window, the one that it lies in and two more, tell whether the load stepped there.
+LATE_SAMPLES_S, LATE_SAMPLE_S = 0.08, 0.008
 SAMPLES_AFTER = 3
 # A source that goes on failing is written down, and tried again, this often.
 REPEAT_FAILURE_NS = 1_000_000_000
@@ -269,7 +269,8 @@ class Sampler:
         with self._changed:
             self._changed.wait_for(lambda: self._all_told(t_ns), self._longest_wait_s())
         sides = [job for job in self._jobs if job.side]
-        for _ in range(LATE_SAMPLE_TRIES if sides else 0):
+        until = self._clock() + int(LATE_SAMPLES_S * 1e9)
+        while sides:
             began = self._clock()
             for job in sides:
                 job.wanted_ns = began
@@ -277,7 +278,7 @@ class Sampler:
             with self._changed:
                 self._changed.wait_for(lambda: all(job.told_ns > began for job in sides), 0.05)  # noqa: B023 (at once)
             sides = [job for job in sides if job.side == "samples"]
-            if all(self._sampled(job, t_ns) for job in self._jobs):
+            if all(self._sampled(job, t_ns) for job in self._jobs) or self._clock() > until:
                 break
             time.sleep(LATE_SAMPLE_S)
 
@@ -286,6 +287,9 @@ class Sampler:
         grid, series = job.pace.grid if job.pace else None, self.trace.gauges.get(f"{job.name}.power_w")
         if job.pace is None or not job.pace.apart_ns or grid is None or series is None:
             return True
+        newest = series.t_ns[-SAMPLES_AFTER - 1 :]
+        if newest[-1] - newest[0] >= grid.period_ns:
+            return True  # too far apart to tell a course
         after = len(series.t_ns) - bisect_right(series.t_ns, t_ns)
         return after >= SAMPLES_AFTER and series.t_ns[-1] >= grid.at(grid.last_before(t_ns) + 1)
 

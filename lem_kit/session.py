@@ -71,7 +71,7 @@ class Window:
 
     def __init__(self, session: Session, label: str, kind: Kind, run_id: str | None, config: Mapping[str, Any]) -> None:
         self._started_s, self._drawn = time.time(), os.urandom(3)
-        self.label = label
+        self.label = self._named = label
         self.kind = kind
         self._run_id = run_id
         self.config = dict(config)
@@ -104,7 +104,7 @@ class Window:
         if self._run_id is not None:
             return self._run_id
         stamp = self.started_at[:19].replace("-", "").replace(":", "")
-        return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', self.label).strip('-')[:40] or 'window'}-{self._drawn.hex()}"
+        return f"{stamp}-{re.sub(r'[^A-Za-z0-9]+', '-', self._named).strip('-')[:40] or 'window'}-{self._drawn.hex()}"
 
     @contextlib.contextmanager
     def repeat(self) -> Iterator[Span]:

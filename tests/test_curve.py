@@ -16,6 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from simulation import WAVES, Board, recorded, recorded_windows
 
+from lem_kit.course import Course
 from lem_kit.curve import energy_between, integral_between, mean_power_w
 from lem_kit.measurement import REASONS
 from lem_kit.trace import Domain, Series, Trace
@@ -636,6 +637,21 @@ def test_the_ends_of_work_shorter_than_a_cell_are_doubted_together() -> None:
         held += abs(found.joules - 15) <= found.uncertainty_j
         windows += 1
     assert held >= 0.93 * windows, f"{held} of {windows}"
+
+
+def test_what_comes_after_the_last_sample_is_doubted_by_what_the_counter_counted() -> None:
+    """100 W, but 0.4 J more in the last cell, whose samples end 2 ms before it does: at its middle that is 0.2 J."""
+    energies = [10.0 * k + 0.4 * (k == 30) for k in range(31)]
+    readings = [(0, 0.0)]
+    for k in range(1, 31):  # just before each update, and just after it
+        readings += [(k * 100 * MS - 1000, energies[k - 1]), (k * 100 * MS + 1000, energies[k])]
+    trace = trace_of(readings)
+    stamps = array("q", [k * 20 * MS - 2 * MS for k in range(151)])
+    trace.gauges[f"{KEY}.power_w"] = Series(stamps, array("d", [100.0] * 151))
+    course = Course(trace, KEY, trace.counters[KEY], 2_600 * MS, 2_950 * MS)
+    before, last = course.edge(2_850 * MS), course.edge(2_950 * MS)
+    assert before is not None and last is not None and before.sampled and last.sampled
+    assert before.shape_j < 0.15 and math.sqrt(last.shape_j**2 - before.shape_j**2) == pytest.approx(0.2, rel=0.1)
 
 
 @pytest.mark.parametrize("early_ms", [0.1, 0.6, 1.2])

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lem_kit.pace import CHECK_EVERY, TRUST, Pace
+from lem_kit.pace import TRUST, Pace
 from lem_kit.staircase import knots
 from lem_kit.trace import Series
 
@@ -260,12 +260,26 @@ def test_a_counter_that_no_longer_keeps_its_time_is_read_at_each_update(seconds:
     assert counter.pace.seen is not None
     counter.shift(ms)
     before = counter.now_ns
-    while counter.pace.seen is not None and counter.now_ns < before + 2 * CHECK_EVERY * 10**9:
+    while counter.pace.seen is not None and counter.now_ns < before + 15 * 10**9:
         counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
     assert counter.pace.seen is None
     lost = counter.now_ns
     counter.run(1.5)
     assert sum(t > lost for t in counter.calls_ns) >= 13
+
+
+@pytest.mark.parametrize("took_ms", [4.0, 15.0])
+@pytest.mark.parametrize("stalled_ms", [300, 1000, 3000])
+def test_a_stall_soon_after_the_period_was_found_is_got_over(took_ms: float, stalled_ms: float) -> None:
+    """The walls are then more than a period apart, and no call could ever tell which update it saw."""
+    for phase_ms in (3.0, 37.0, 61.0, 88.0):
+        counter = Counter(phase_ms=phase_ms, took_ms=took_ms, apart_ns=10**9)
+        while counter.pace.grid is None:
+            counter.now_ns = max(counter.call(), counter.now_ns + 50_000)
+        counter.now_ns += round(stalled_ms * MS)
+        counter.run(12)
+        assert counter.pace.grid is not None and counter.pace.grid.half_ns < took_ms * MS
+        assert abs(counter.off_ns()) < took_ms * MS
 
 
 def test_a_visit_comes_long_after_an_update() -> None:

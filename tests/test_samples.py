@@ -55,6 +55,16 @@ def test_samples_of_a_real_board_are_on_a_grid_of_20_ms_but_for_one_in_five() ->
             assert 0.1 < sum(ms > 1 for ms in late_ms) / len(late_ms) < 0.25, m.label
 
 
+def test_a_step_inside_the_last_sample_is_doubted_as_far_as_it_may_go() -> None:
+    """From 100 W: a last mean of 240 W may be of a step to 380 W half-way."""
+    samples = Samples(Series(GRID[:50], array("d", [100.0] * 49 + [240.0])))
+    middle = GRID[48] + 10 * MS
+    power, steps_j, _ = samples.around(middle)
+    assert power == pytest.approx(240e-9) and steps_j == pytest.approx((280 + 0.05 * 240) * 0.25 * 0.02)
+    followed = Samples(Series(GRID[:51], array("d", [100.0] * 49 + [240.0, 380.0])))
+    assert followed.around(middle)[1] == pytest.approx(steps_j)
+
+
 def test_energy_up_to_a_late_sample_is_that_of_its_own_time() -> None:
     """100 W, and 300 W from sample 62 on, whose stamp is late."""
     watts = array("d", [100.0] * 62 + [300.0] * 58)

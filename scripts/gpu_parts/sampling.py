@@ -30,7 +30,7 @@ from .stopwatch import COMPILED, EAGER, Way
 
 STRETCH_S = 1.0
 UNDISTURBED = 0.3  # share of the time in which the sampler is left alone
-EDGE_S = 4.0  # after a window's beginning the sampler reads as it does around edges, and until it trusts what it found
+EDGE_S = 8.0  # after a window's beginning the sampler reads as it does around edges, and until it trusts what it found
 TOGETHER_NS = 5_000_000  # calls no further apart are one visit
 BESIDE = 4  # steps on each side that a visit's are held against
 
@@ -151,12 +151,13 @@ def one(check: Check, backend: Any, model: str, batch: int, way: Way, seconds: f
         with session.window(f"{model} sampler batch {batch}{named}"):
             began = time.monotonic_ns()
             ends = time.monotonic() + seconds
-            alone_s = max(UNDISTURBED * seconds, EDGE_S + 1)
+            edge_s = check.seconds(EDGE_S, 3)
+            alone_s = max(UNDISTURBED * seconds, edge_s + 1)
             with in_turn(gate, alone_s, random.Random(batch)) as stretches:
                 while time.monotonic() < ends:
                     seen.append([t for t, _ in send()[0].events])
     made = visits(gate.calls)
-    since, until = began + int(EDGE_S * 1e9), began + int(alone_s * 1e9)
+    since, until = began + int(edge_s * 1e9), began + int(alone_s * 1e9)
     per_s = sum(since <= t < until for t, _ in made) / ((until - since) / 1e9)
     counter_per_s = sum(since <= t < until for t in gate.counter_calls) / ((until - since) / 1e9)
     delay = figures.call_delay_s(seen, made, beside=BESIDE)
