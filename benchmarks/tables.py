@@ -146,5 +146,7 @@ def sampler(cost: Sequence[Row]) -> str:
         begin_ms, end_ms = 1000 * np.median(c["not_waiting_s"], axis=0)
         shares = share(c["first"]), share(c["share"])
         lines.append([str(c["boards"]), ", ".join(c["sources"]), *shares, f"{begin_ms:.2f} + {end_ms:.2f}"])
-    head = ["GPUs", "sources", "CPU of the sampler's thread, first 8 s", "next 8 s", "begin + end, wait=False, ms"]
+    seconds = f"{cost[0]['seconds']:.0f} s"
+    thread = f"CPU of the sampler's thread, first {seconds}"
+    head = ["GPUs", "sources", thread, f"next {seconds}", "begin + end, wait=False, ms"]
     return table(head, lines)

@@ -158,7 +158,7 @@ def run_cost(number: int, others: list[str], seconds: float) -> dict[str, Any]:
         {name: (s - before.get(name, 0.0)) / seconds for name, s in after.items()}
         for before, after in itertools.pairwise(spent)
     )
-    return {"first": first, "share": later, "sources": sources, "not_waiting_s": took}
+    return {"seconds": seconds, "first": first, "share": later, "sources": sources, "not_waiting_s": took}
 
 
 def not_waiting(session: Any) -> tuple[float, float]:

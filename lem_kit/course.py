@@ -178,12 +178,17 @@ class Course:
         wider = student_t(len(cells)) / 1.96
         return Unseen(wider * joules, wider * 1.48 * ns, min(wider * hidden, MOST_HIDDEN))
 
+    def _counted_per_sampled(self) -> float:
+        """What the counter counts where samples show a joule; 1 where no cell tells."""
+        ratios = [c.joules / c.sampled_j for c in self._cells if c.sampled_j > 0.0]
+        return median(ratios) if ratios else 1.0
+
     def contradicted_j(self, t0_ns: int, t1_ns: int) -> float:
         """Energy that a counter which is read seldom has too much or too little in cells inside a window, by the samples in
         them: it may have been set back, or have stood, where nobody saw it."""
         if self._least_cells == LEAST_CELLS:
             return 0.0
-        scale = median(c.joules / c.sampled_j for c in self._cells) if self._cells else 1.0
+        scale = self._counted_per_sampled()
         inside = [c for c in self._cells if c.start_ns < t1_ns and c.start_ns + c.ns > t0_ns]
         off = [(abs(c.joules - scale * c.sampled_j), c) for c in inside if c.ns > AS_LONG * self.period_ns]
         return (1 + CONTRADICTED) * sum(off_j for off_j, c in off if off_j > CONTRADICTED * scale * c.sampled_j)
@@ -284,8 +289,7 @@ class Course:
         unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
         untold_j = 0.0
         if b.t_ns > samples.t_ns[-1]:  # what the counter has more or less may all be of the time after the last sample
-            ratio = median(c.joules / c.sampled_j for c in self._cells if c.sampled_j > 0.0)
-            untold_j = f * abs(joules - ratio * whole)
+            untold_j = f * abs(joules - self._counted_per_sampled() * whole)
         shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, untold_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))

@@ -45,7 +45,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         cells  = 1.96 rms(counter - samples) over cells   with samples, less what the steps allow
         ends   = cells * sqrt((g^2 + (1 - g)^2) / 2)      g: how far t lies in its cell, whose two ends share that doubt
         hidden = m * 0.05 * P(t) * f * (1 - f) * T        m: how many times that the ends of the cells differ by
-        untold = g * |counter - samples|          of the last cell, where its last sample ends before it does
+        untold = g * |counter - samples|                  of the last cell, where its last sample ends before it does
         n      = sqrt(sum over t0, t1 of (steps^2 + max(ends, hidden)^2 + untold^2) + timing^2) + resolution
         u      = sqrt(n^2 + (relative_error * E)^2)
 

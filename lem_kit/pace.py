@@ -235,15 +235,17 @@ class Pace:
         self._walls = self._expected = (low + periods * shortest, high + periods * longest)
         self._passed = passed + periods
         low, high = self._walls
-        if not self._sure and high - low >= shortest:  # no call can tell which update it saw, now or ever
-            self._lose()
-            return now_ns + WATCH_NS
-        if not self._sure:  # surely after the update; long after if there is time, for a driver is slow to answer just then
+        if not self._sure:
+            if high - low >= shortest:  # no call can tell which update it saw, now or ever
+                self._lose()
+                return now_ns + WATCH_NS
+            # Surely after the update; long after if there is time, for a driver is slow to answer just then.
             return int(high) + AGAIN_NS if low < self._close_until_ns else int((high + low + shortest) / 2)
         if self._calls % SURE_EVERY == 1:
             return int(low) - self._took_ns - AGAIN_NS  # surely before it
-        trying = self.apart_ns and self._kept_time < TRUST
-        if checking or (trying and self._calls % TEST_EVERY == 1):  # so that one too early is seen
+        if self.apart_ns and self._kept_time < TRUST and self._calls % TEST_EVERY == 1:
+            checking = True
+        if checking:  # so that one too early is seen
             return int(low - self._near_ns()) - self._took_ns - AGAIN_NS
         if self.apart_ns and high - low > self._near_ns():
             return int((low + high - self._took_ns) / 2)  # the call's middle at theirs: either answer moves a wall the most

@@ -254,7 +254,8 @@ class Sampler:
 
     def settle(self, t_ns: int) -> None:
         """Block until every counter was read after `t_ns`, and every stepping one seen to step, if it does so soon; and
-        until samples of power reach up to that step, since the course of the last cell is known from no others.
+        until samples of power reach up to that step, since the course of the last cell is known from no others, and
+        `SAMPLES_AFTER` lie behind `t_ns`.
 
         Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most, and for
         the samples 80 ms more. Without a thread it does every job once itself.

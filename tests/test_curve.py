@@ -654,6 +654,31 @@ def test_what_comes_after_the_last_sample_is_doubted_by_what_the_counter_counted
     assert before.shape_j < 0.15 and math.sqrt(last.shape_j**2 - before.shape_j**2) == pytest.approx(0.2, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", range(150))
+def test_whatever_was_read_there_is_a_figure_or_a_reason(seed: int) -> None:
+    """A few readings at any distance, calls of up to 120 ms, and samples that end before the last update: often there is no
+    cell in which counter and samples could be compared."""
+    draw, counter = random.Random(seed), Series()
+    t_ns = draw.randrange(0, 100) * MS
+    for _ in range(draw.randrange(3, 14)):
+        t_ns += draw.choice((3, 20, 50, 100, 180, 400)) * MS + draw.randrange(0, MS)
+        took_ns = draw.choice((1, 3, 30, 120)) * MS
+        counter.append(t_ns, 20.0 * ((t_ns - draw.random() * took_ns) // (100 * MS)), took_ns)
+    trace = Trace(
+        {KEY: counter}, domains={KEY: Domain("gpu", "counter")}, period_s={KEY: 0.1} if draw.random() < 0.6 else {}
+    )
+    update_ns = t_ns // (100 * MS) * 100 * MS
+    if draw.random() < 0.5:
+        trace.updates[KEY] = (update_ns - draw.randrange(0, 5) * 100 * MS, 2 * MS)
+    end_ns = update_ns - draw.randrange(0, 6) * MS // 2
+    stamps = array("q", range(end_ns - 3_000 * MS, end_ns + 1, 20 * MS))
+    trace.gauges[f"{KEY}.power_w"] = Series(stamps, array("d", [200.0] * len(stamps)))
+    for _ in range(5):
+        t0_ns, t1_ns = sorted(draw.sample(range(counter.t_ns[0], counter.t_ns[-1]), 2))
+        found = energy_between(trace, KEY, t0_ns, t1_ns)
+        assert found.reasons if found.joules is None else found.uncertainty_j is not None
+
+
 @pytest.mark.parametrize("early_ms", [0.1, 0.6, 1.2])
 def test_the_last_sample_may_end_a_little_before_the_last_update(early_ms: float) -> None:
     """As those of a window do that was waited for until then, by what was known of that update."""

@@ -1,4 +1,4 @@
-"""What the sampler costs in a long window, where it reads seldom: the case that a study's runs are, after the first second.
+"""What the sampler costs in a long window, where it reads seldom: the case that the runs of a study are.
 
 The one idea: one window, in which requests follow one another; first the sampler reads as it always does, then it is held
 and let go in turn, in an order drawn anew for each pair of stretches. Two figures come from that. How much longer the steps
@@ -7,8 +7,8 @@ a host's drift is in both. And tokens/s with the sampler over without, in neighb
 holds whatever a visit costs later. A sampler that is let go reads at once what was due, so stretches hold more visits than
 the same time in an ordinary window, and their ratio is on the safe side.
 
-Not covered: the look for the counter's period (two seconds at most, once a session), and the readings around each edge of a
-window, which `stopwatch` has.
+Not covered: the look for the counter's period and until it is trusted (some 6 s, once a session), and the readings around
+each edge of a window, which `stopwatch` has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import lem_kit as lem
@@ -157,27 +157,30 @@ def one(check: Check, backend: Any, model: str, batch: int, way: Way, seconds: f
                 while time.monotonic() < ends:
                     seen.append([t for t, _ in send()[0].events])
     made = visits(gate.calls)
-    since, until = began + int(edge_s * 1e9), began + int(alone_s * 1e9)
-    per_s = sum(since <= t < until for t, _ in made) / ((until - since) / 1e9)
-    counter_per_s = sum(since <= t < until for t in gate.counter_calls) / ((until - since) / 1e9)
-    delay = figures.call_delay_s(seen, made, beside=BESIDE)
-    ratio = on_over_off(seen, stretches)
-    let_go = [stretch for stretch in stretches if stretch[2]]
+
+    def per_s(instants: Iterable[int], stretches: Sequence[tuple[int, int]]) -> float | None:
+        seconds = sum(b - a for a, b in stretches) / 1e9
+        return sum(a <= t < b for t in instants for a, b in stretches) / seconds if made and seconds else None
+
+    undisturbed = [(began + int(edge_s * 1e9), began + int(alone_s * 1e9))]
+    visited = [t for t, _ in made]
+    delay, ratio = figures.call_delay_s(seen, made, beside=BESIDE), on_over_off(seen, stretches)
+    visits_per_s = per_s(visited, undisturbed)
+    share = [100 * x * visits_per_s for x in delay[:3]] if delay and visits_per_s is not None else [None] * 3
     steps = [b - a for times in seen for a, b in itertools.pairwise(times)]
     row = {
-        "model": f"{model}{named}", "batch": batch, "step ms": sum(steps) / max(len(steps), 1) / 1e6,
-        "visits per s": per_s, "counter read per s": counter_per_s,
-        "visit ms": sum(b - a for a, b in made) / max(len(made), 1) / 1e6, "visits looked at": delay.n if delay else None,
-        "delay by a visit ms": 1000 * delay.value if delay else None,
-        "sampler %": 100 * delay.value * per_s if delay else None,
-        "low": 100 * delay.low * per_s if delay else None, "high": 100 * delay.high * per_s if delay else None,
+        "model": f"{model}{named}", "batch": batch, "step ms": sum(steps) / len(steps) / 1e6 if steps else None,
+        "visits per s": visits_per_s, "counter read per s": per_s(gate.counter_calls, undisturbed),
+        "visit ms": sum(b - a for a, b in made) / len(made) / 1e6 if made else None,
+        "visits looked at": delay.n if delay else None, "delay by a visit ms": 1000 * delay.value if delay else None,
+        "sampler %": share[0], "low": share[1], "high": share[2],
         "tokens/s, let go / held": ratio.value if ratio else None, "ratio low": ratio.low if ratio else None,
         "ratio high": ratio.high if ratio else None, "pairs": ratio.n if ratio else 0,
-        "visits per s, let go": sum(a <= t < b for t, _ in made for a, b, _ in let_go) / max(len(let_go) * STRETCH_S, 1),
+        "visits per s, let go": per_s(visited, [(a, b) for a, b, through in stretches if through]),
     }  # fmt: skip
     check.table("sampler in a long window", [row])
     check.fact(f"visits, batch {batch}{named}", made)
     check.fact(f"stretches, batch {batch}{named}", stretches)
     check.fact(f"tokens, batch {batch}{named}", seen)
-    said = f"{row['sampler %']:.2f} [{row['low']:.2f}, {row['high']:.2f}] %" if delay else "unknown"
-    check.headline(f"{model}, batch {batch}{named}: sampler in a long window", f"{said} of a step; tokens/s {ratio}")
+    said = "unknown" if share[0] is None else "{:.2f} [{:.2f}, {:.2f}] % of a step".format(*share)
+    check.headline(f"{model}, batch {batch}{named}: sampler in a long window", f"{said}; tokens/s {ratio or 'unknown'}")
