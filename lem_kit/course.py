@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from .samples import Samples, step
+from .samples import SEEN_AFTER, Samples, step
 from .staircase import Grid, Knot, knots, without
 from .statistics import student_t
 from .trace import Series, Trace
@@ -103,14 +103,15 @@ class Course:
         if t1_ns - t0_ns > 4 * NEARBY_NS and not rarely:  # the two ends of a long window know nothing of each other
             spans = [(t - NEARBY_NS, t + NEARBY_NS) for t in (t0_ns, t1_ns)]
         self._middle = (t0_ns + t1_ns) / 2 if len(spans) == 2 else math.inf
+        known = (domain.refresh_s, period_s, trace.updates.get(key))
         self._sides: list[tuple[list[Knot], Grid | None]] = []
         for start, end in spans:
-            if rarely:
-                found, grid = knots(series, domain.refresh_s, period_s, trace.updates.get(key))
-            else:
-                found, grid = knots(series.between(start, end), domain.refresh_s, period_s)
-            found = without(found, domain.offset_w)
-            self._sides.append(([knot for knot in found if start <= knot.t_ns <= end] if rarely else found, grid))
+            found, grid = knots(series.between(start, end), *known)
+            self._sides.append((without(found, domain.offset_w), grid))
+        further = self._sides
+        if rarely:  # what is far away tells how far counter and samples differ, but makes no grid better here
+            found, grid = knots(series.between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS), *known)
+            self._sides = [(without(found, domain.offset_w), grid)] if grid else further
         gaps = [b.t_ns - a.t_ns for found, _ in self._sides for a, b in itertools.pairwise(found)]
         grid = self._sides[0][1]
         # How wrong the period may be: as the sampler knows it, or as the readings nearby confine it.
@@ -130,7 +131,7 @@ class Course:
         bad = (b - a > self.period_ns / 2 or w > most_w for a, b, w in zip(seen, seen[1:], gauge.value[1:]))
         self._holes = array("l", itertools.accumulate(bad, initial=0))
         self._in_step = self._differ(gauge)
-        self._cells = self._compared()
+        self._cells = self._compared(further)
         self._least_cells = FEW_CELLS if rarely else LEAST_CELLS
 
     def _differ(self, gauge: Series) -> bool:
@@ -143,9 +144,9 @@ class Course:
         shown_j = sum(shown) / max(len(shown), 1) * (every[-1].t_ns - every[0].t_ns) * 1e-9
         return bool(shown) and abs(shown_j - counted_j) > IN_STEP * counted_j
 
-    def _compared(self) -> list[Cell]:
+    def _compared(self, sides: Sequence[tuple[list[Knot], Grid | None]]) -> list[Cell]:
         samples, cells = self._samples, []
-        for found, grid in self._sides:
+        for found, grid in sides:
             for a, b in itertools.pairwise(found):
                 doubtful = grid is not None and max(a.half_ns, b.half_ns) > grid.half_ns
                 was_reset = b.joules <= a.joules  # then the counter says nothing of the samples
@@ -270,27 +271,37 @@ class Course:
         return Edge(knot.joules + power * distance_ns, shape, 0.0, (power, power), far)
 
     def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float, on_grid: bool) -> Edge | None:
-        """The course inside the cell from the samples of power in it; None if they are too few to tell."""
-        samples = self._samples
-        if not self.sampled(a.t_ns, b.t_ns):
+        """The course inside the cell from the samples of power in it; None if they are too few to tell.
+
+        Samples give each part of the cell its share of what the counter counted in it. Where they do not tell whether the
+        load stepped at its end, they count onwards from its beginning, as many joules for one of theirs as in other cells.
+        """
+        samples, last_ns = self._samples, self._samples.t_ns[-1] if self._samples.t_ns else 0
+        whole_cell = self.sampled(a.t_ns, b.t_ns)
+        onward = bool(self._cells) and on_grid and t_ns < last_ns and not (whole_cell and samples.resolved(b.t_ns))
+        onward = onward and self.sampled(a.t_ns, min(b.t_ns, last_ns))
+        if not (whole_cell or onward):
             return None
         whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
         joules = b.joules - a.joules
         if whole <= 0.0:
             return None
-        scale = joules / whole
+        scale = self._counted_per_sampled() if onward else joules / whole
         power, steps_j, hidden_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
         unseen = self.unseen(min(t_ns - a.t_ns, b.t_ns - t_ns))
         cell_j = max(unseen.joules, power * scale * unseen.ns)
         # On a grid, what a cell shows is the doubt about both of its ends, and an instant inside it has a part of each.
         f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
-        part = math.sqrt((f**2 + (1 - f) ** 2) / 2) if on_grid else 1.0
+        part = math.sqrt((f**2 + (1.0 if onward else 1 - f) ** 2) / 2) if on_grid else 1.0
         unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
-        untold_j = 0.0
-        if b.t_ns > samples.t_ns[-1]:  # what the counter has more or less may all be of the time after the last sample
-            untold_j = f * abs(joules - self._counted_per_sampled() * whole)
-        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, untold_j)
+        # What the counter has more or less may all be of the time after the last sample; or is, as a step makes it there.
+        untold_j = abs(joules - self._counted_per_sampled() * whole) if onward or b.t_ns > last_ns else 0.0
+        if onward:
+            near = samples.watts[bisect_left(samples.t_ns, a.t_ns - self.period_ns) :]
+            open_ns = b.t_ns - samples.t_ns[-SEEN_AFTER]
+            untold_j = max(untold_j - scale * (max(near) - min(near)) * 1e-9 * open_ns, 0.0)
+        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, f * untold_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)), sampled=True)

@@ -63,6 +63,7 @@ class Pace:
         self.period_ns: float | None = None
         self.period_half_ns = 0.0
         self.apart_ns = apart_ns
+        self.slack_ns = 0  # by how much the next reading may come before or after the instant that was asked for
         self._interval_ns = interval_ns
         self._close_until_ns = 0
         self._evidence = 0  # updates read one after another
@@ -99,6 +100,7 @@ class Pace:
 
     def after(self, series: Series, now_ns: int) -> int:
         """`series` holds all readings of the counter, the last of them just made."""
+        self.slack_ns = 0
         if self._since_ns is None:
             self._since_ns = now_ns
         changed = len(series.value) > 1 and series.value[-1] != series.value[-2]
@@ -135,12 +137,17 @@ class Pace:
 
     def near(self, edge_ns: int, now_ns: int, due_ns: int) -> int:
         """A window begins or ends at `edge_ns`: when to read next, `due_ns` being what was planned."""
+        self.slack_ns = 0
         if not self._expects or self.period_ns is None:
             return due_ns
         self._close_until_ns = edge_ns + int(CLOSE * self.period_ns)
         if due_ns - now_ns <= self.period_ns:
             return due_ns
-        aim = self._aim(now_ns)
+        (low, high), _ = self._seen
+        passed = int((now_ns - low) / self._periods[1])
+        latest_ns = high + passed * self._periods[1]
+        # An update that may be due just now is read as soon as it is surely over.
+        aim = self._aim(int(low + passed * self._periods[1]) - 1 if passed and now_ns < latest_ns else now_ns)
         low, high = self._walls
         between = high - self._periods[0] <= now_ns and now_ns + 2 * self._took_ns + AGAIN_NS < low
         return now_ns if between and not self._sure else aim  # now, if surely the update before is the last
@@ -239,8 +246,10 @@ class Pace:
             if high - low >= shortest:  # no call can tell which update it saw, now or ever
                 self._lose()
                 return now_ns + WATCH_NS
-            # Surely after the update; long after if there is time, for a driver is slow to answer just then.
-            return int(high) + AGAIN_NS if low < self._close_until_ns else int((high + low + shortest) / 2)
+            if low < self._close_until_ns:
+                return int(high) + AGAIN_NS  # surely after the update
+            self.slack_ns = int((low + shortest - high) / 4)
+            return int((high + low + shortest) / 2)  # long after it, for a driver is slow to answer just then
         if self._calls % SURE_EVERY == 1:
             return int(low) - self._took_ns - AGAIN_NS  # surely before it
         if self.apart_ns and self._kept_time < TRUST and self._calls % TEST_EVERY == 1:

@@ -11,10 +11,11 @@ Not covered: where a window's energy comes from (`curve.energy_between`), when a
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from typing import Any
 from .energy import EnergySource, Reading, failure_code
 from .errors import LemError
 from .pace import Pace
+from .samples import SEEN_AFTER
 from .staircase import brackets, period_ns
 from .trace import Series, Trace
 
@@ -30,10 +32,9 @@ from .trace import Series, Trace
 LONGEST_WAIT_S = 0.25
 # `stop` waits this long for a source that is being read or closed.
 LONGEST_STOP_S = 30.0
-# Samples of power come some 20 ms late: they are asked for again for so long at most, so often. So many after the end of a
-# window, the one that it lies in and two more, tell whether the load stepped there.
+# Samples of power come some 20 ms late: they are asked for again for so long at most, so often.
 LATE_SAMPLES_S, LATE_SAMPLE_S = 0.08, 0.008
-SAMPLES_AFTER = 3
+SPARSE = 0.75  # where they are spread over a larger part of the counter's period, they are too few to tell its course
 # A source that goes on failing is written down, and tried again, this often.
 REPEAT_FAILURE_NS = 1_000_000_000
 # Jobs that are due within this time are done in one waking.
@@ -57,6 +58,13 @@ class Job:
     begun_ns: int = 0  # when it was last begun
     told_ns: int = 0  # when the last one that has ended was begun, also if it failed
     wanted_ns: int = 0  # set by other threads: do it once more after this instant
+
+    @property
+    def slack_ns(self) -> tuple[int, int]:
+        """How long before and after `due_ns` it may be done, so that it needs no waking of its own."""
+        if self.pace is not None:
+            return self.pace.slack_ns, self.pace.slack_ns
+        return 0, LOOK_NS if self.interval_ns >= 10 * LOOK_NS else 0
 
     @cached_property
     def name(self) -> str:
@@ -105,9 +113,9 @@ class Sampler:
                 for domain in source.domains
             ]
         for side in ("gauges", "samples"):
-            if hasattr(source, side):
-                side_ns = int(max(getattr(source, f"{side}_interval_s", 0.0), self.interval_s) * 1e9)
-                jobs.append(Job(source, side_ns, side=side))
+            side_s = max(getattr(source, f"{side}_interval_s", 0.0), self.interval_s)
+            if hasattr(source, side) and math.isfinite(side_s):
+                jobs.append(Job(source, int(side_s * 1e9), side=side))
         return jobs
 
     def start(self) -> None:
@@ -160,15 +168,16 @@ class Sampler:
             for job in self._seldom:
                 assert job.pace is not None
                 job.due_ns = job.pace.near(edge_ns, now, job.due_ns)
-        done = False
+        done, next_ns = False, now + (LOOK_NS if self._seldom else int(1e9 * self.interval_s))
         for job in self._jobs:
-            if (job.due_ns <= now + TOGETHER_NS or job.wanted_ns > job.begun_ns) and not self._stopping:
+            early_ns, late_ns = job.slack_ns
+            if (job.wanted_ns > job.begun_ns or job.due_ns - early_ns <= now + TOGETHER_NS) and not self._stopping:
                 self._do(job)
-                done = True
+                done, late_ns = True, job.slack_ns[1]
+            next_ns = min(next_ns, job.due_ns + late_ns)
         if done:
             self._tell()
-        due = (job.due_ns if job.wanted_ns <= job.begun_ns else now for job in self._jobs)
-        return min((*due, now + LOOK_NS) if self._seldom else due, default=now + int(self.interval_s * 1e9))
+        return next_ns
 
     def _do(self, job: Job) -> None:
         began = job.begun_ns = self._clock()
@@ -254,11 +263,10 @@ class Sampler:
 
     def settle(self, t_ns: int) -> None:
         """Block until every counter was read after `t_ns`, and every stepping one seen to step, if it does so soon; and
-        until samples of power reach up to that step, since the course of the last cell is known from no others, and
-        `SAMPLES_AFTER` lie behind `t_ns`.
+        until `SEEN_AFTER` samples of power lie behind `t_ns`, since the course there is known from no others.
 
-        Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most, and for
-        the samples 80 ms more. Without a thread it does every job once itself.
+        Waits one refresh period of the slowest counter and the calls themselves, `LONGEST_WAIT_S` in all at most; then 80 ms
+        at most for samples, which mostly are there by then. Without a thread it does every job once itself.
         """
         if self._thread is None:
             for job in [] if self._stopping else self._jobs:  # a source that is closed is read no more
@@ -279,20 +287,18 @@ class Sampler:
             with self._changed:
                 self._changed.wait_for(lambda: all(job.told_ns > began for job in sides), 0.05)  # noqa: B023 (at once)
             sides = [job for job in sides if job.side == "samples"]
-            if all(self._sampled(job, t_ns) for job in self._jobs) or self._clock() > until:
+            if self._sampled(t_ns) or self._clock() > until:
                 break
             time.sleep(LATE_SAMPLE_S)
 
-    def _sampled(self, job: Job, t_ns: int) -> bool:
-        """Whether samples beside a counter, if there are any, tell its course around `t_ns` and up to its next update."""
-        grid, series = job.pace.grid if job.pace else None, self.trace.gauges.get(f"{job.name}.power_w")
-        if job.pace is None or not job.pace.apart_ns or grid is None or series is None:
-            return True
-        newest = series.t_ns[-SAMPLES_AFTER - 1 :]
-        if newest[-1] - newest[0] >= grid.period_ns:
-            return True  # too far apart to tell a course
-        after = len(series.t_ns) - bisect_right(series.t_ns, t_ns)
-        return after >= SAMPLES_AFTER and series.t_ns[-1] >= grid.at(grid.last_before(t_ns) + 1)
+    def _sampled(self, t_ns: int) -> bool:
+        """Whether samples of power beside the counters that keep time, if there are any, tell their course around `t_ns`."""
+        for job in self._seldom:
+            newest = self.trace.gauges.get(f"{job.name}.power_w", Series()).t_ns[-SEEN_AFTER:]
+            grid = job.pace.grid if job.pace else None
+            if newest and grid and newest[0] <= t_ns and newest[-1] - newest[0] <= SPARSE * grid.period_ns:
+                return False
+        return True
 
     def _longest_wait_s(self) -> float:
         """A period of the slowest counter that steps, and an interval or two of reading."""

@@ -22,6 +22,8 @@ from .trace import Series
 HIDDEN = 0.05
 # A change of power is a step when it is so many times larger than the changes beside it.
 STEEP = 3.0
+# So many samples after an instant, the one around it and two more, tell whether the load stepped there.
+SEEN_AFTER = 3
 # Stamps are put on a grid if there are so many, and at least half of them lie on it, to such a part of its period. A sample
 # that comes later than another part of it may be of another time.
 LEAST_STAMPS = 20
@@ -55,18 +57,22 @@ class Samples:
         """Joules up to an instant; the last sample speaks for what follows it, too."""
         t, p = self.t_ns, self.watts
         j = min(bisect_left(t, t_ns), len(t) - 1)
-        if 2 <= j < len(t) - 2 and (at := step(*p[j - 2 : j + 3])) is not None:
+        if 2 <= j <= len(t) - SEEN_AFTER and (at := step(*p[j - 2 : j + 3])) is not None:
             piece_ns = t[j] - t[j - 1]
             left_ns = min(t_ns - t[j - 1], at * piece_ns)
             return self._sums[j - 1] + (p[j - 1] * left_ns + p[j + 1] * (t_ns - t[j - 1] - left_ns)) * 1e-9
         return self._sums[j] - p[j] * (t[j] - t_ns) * 1e-9
+
+    def resolved(self, t_ns: float) -> bool:
+        """Whether a step in the piece around an instant would be seen."""
+        return bisect_left(self.t_ns, t_ns) <= len(self.t_ns) - SEEN_AFTER
 
     def breaks_ns(self, start_ns: float, end_ns: float) -> list[float]:
         """Instants between two others, in order, at which the course has another slope: those of the samples, and steps."""
         t, p = self.t_ns, self.watts
         first, end = bisect_right(t, start_ns), bisect_left(t, end_ns)
         found: list[float] = list(t[first:end])
-        for j in range(max(first, 2), min(end + 1, len(t) - 2)):
+        for j in range(max(first, 2), min(end, len(t) - SEEN_AFTER) + 1):
             at = step(*p[j - 2 : j + 3])
             found += [] if at is None else [t[j - 1] + at * (t[j] - t[j - 1])]
         return sorted(t_ns for t_ns in found if start_ns < t_ns < end_ns)

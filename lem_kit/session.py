@@ -42,7 +42,7 @@ from .statistics import RepeatUntil, relative_half_width, repeat_until
 from .trace import Domain, Series, Trace
 
 # A record keeps the trace a little beyond its window, so that what a counter did around the edges can be looked at again.
-BEFORE_NS, AFTER_NS = 3_000_000_000, 1_000_000_000
+BEFORE_NS, AFTER_NS = 10_000_000_000, 1_000_000_000
 FEW_REQUESTS = 30
 NOTICED_S = 0.5  # a wait that is shorter is not worth a word
 LONGEST_START_S = 3.0  # so long a window waits for a source that is still starting,

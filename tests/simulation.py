@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from conftest import FakeClock
 
 from lem_kit.energy import EnergySource, Reading
-from lem_kit.sampler import LONGEST_WAIT_S, Sampler
-from lem_kit.session import BEFORE_NS
+from lem_kit.sampler import LATE_SAMPLE_S, LATE_SAMPLES_S, LONGEST_WAIT_S, Sampler
+from lem_kit.session import AFTER_NS, BEFORE_NS
 from lem_kit.trace import Domain, Trace
 
 LONGEST_WAIT_NS = int(LONGEST_WAIT_S * 1e9)
+waits_ns: list[float] = []
 Wave = Callable[[float], float]  # seconds -> joules since 0
 
 
@@ -159,11 +160,13 @@ def recorded(source: EnergySource, clock: FakeClock, seconds: float) -> Trace:
 def recorded_windows(
     source: EnergySource, clock: FakeClock, seconds: float, windows: Sequence[tuple[int, int]]
 ) -> tuple[Trace, list[Trace]]:
-    """The same, and what a session keeps of it for each window (t0_ns, t1_ns), a quarter of a second after its end."""
+    """The same, and what a session keeps of it for each window (t0_ns, t1_ns) once its end has been waited for as
+    `Sampler.settle` does it."""
     sampler = Sampler([source], 0.05, clock)
+    sides = [job for job in sampler._jobs if job.side]
     end = clock.now_ns + seconds * 1e9
     edges = deque(sorted(edge for window in windows for edge in window))
-    ends = deque(sorted((t1_ns + LONGEST_WAIT_NS, t0_ns, number) for number, (t0_ns, t1_ns) in enumerate(windows)))
+    waiting = {number: (t0_ns, t1_ns, math.inf) for number, (t0_ns, t1_ns) in enumerate(windows)}
     slices: dict[int, Trace] = {}
     while clock.now_ns < end:
         due = max(sampler.sample(), clock.now_ns + 50_000)
@@ -171,12 +174,18 @@ def recorded_windows(
             clock.now_ns = max(edges.popleft(), clock.now_ns)
             sampler.edge()
             continue  # the thread is woken at an end, and looks soon at a beginning
-        while ends and ends[0][0] <= due:
-            for job in sampler._jobs:
-                if job.side:
-                    sampler._do(job)
-            _, t0_ns, number = ends.popleft()
-            slices[number] = sampler.slice(t0_ns - BEFORE_NS, clock.now_ns)
+        for number, (t0_ns, t1_ns, until_ns) in list(waiting.items()):
+            if clock.now_ns < t1_ns or not (sampler._all_told(t1_ns) or clock.now_ns > t1_ns + LONGEST_WAIT_NS):
+                continue
+            for job in sides:
+                sampler._do(job)
+            until_ns = min(until_ns, clock.now_ns + LATE_SAMPLES_S * 1e9)
+            waiting[number] = t0_ns, t1_ns, until_ns
+            if sampler._sampled(t1_ns) or clock.now_ns > until_ns:
+                slices[number] = sampler.slice(t0_ns - BEFORE_NS, t1_ns + AFTER_NS)
+                waits_ns.append(clock.now_ns - t1_ns)
+                del waiting[number]
+            due = min(due, clock.now_ns + int(LATE_SAMPLE_S * 1e9))
         clock.now_ns = max(due, clock.now_ns)
     sampler.stop()
     for trace in (sampler.trace, *slices.values()):

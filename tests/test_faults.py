@@ -40,7 +40,7 @@ STANDS = "counter_stuck not_advancing"
 CASES = {
     "nothing": Case([]),
     "the counter starts again": Case(reset(), counter="counter_went_back"),
-    "the counter falls": Case(back(150.0)),  # by less than it rises in a second: doubted by as much
+    "the counter falls": Case(back(150.0), counter="counter_went_back", unseen=True),  # by less than it rises in a second
     "the counter says 0": Case(zero("counter"), counter="counter_went_back"),
     "the counter says 0 for a while": Case(zero("counter"), 0.3, counter="counter_went_back", unseen=True),
     "the counter says nonsense": Case(garbage("counter"), counter=f"implausible {STANDS}"),  # the largest number there is

@@ -246,6 +246,46 @@ def test_an_update_soon_after_the_edge_of_a_window_is_read_and_known() -> None:
         assert abs(after.t_ns - counter._phase_ns - told / 20.0 * counter.period_ns) <= after.half_ns + MS / 4
 
 
+def until_seldom(counter: Counter, due: int) -> int:
+    """Read on until the next reading is half a second away; when that is."""
+    for _ in range(100):
+        counter.now_ns = max(due, counter.now_ns + 50_000)
+        due = counter.call()
+        if due - counter.now_ns >= 500 * MS:
+            return due
+    raise AssertionError("it is never read seldom")
+
+
+@pytest.mark.parametrize("ms", [-3, -1, 0, 1, 3])
+def test_an_update_that_may_be_due_at_an_edge_is_read_when_it_is_surely_over(ms: float) -> None:
+    """And not the next one, 100 ms later: the cell around the edge would be two periods long and its end far away."""
+    counter = Counter(apart_ns=10**9)
+    counter.run(8.0)
+    due = counter.now_ns
+    for _ in range(5):
+        due = until_seldom(counter, due)
+        at = counter.updates_before(counter.now_ns) + 3
+        edge_ns = counter.now_ns = round(counter._phase_ns + at * counter.period_ns + ms * MS)
+        due = counter.pace.near(edge_ns, edge_ns, due)
+        assert 0 < due - edge_ns < 12 * MS
+
+
+def test_a_visit_may_be_early_or_late_and_still_is_between_two_updates() -> None:
+    for part in (-1.0, 1.0):
+        counter = Counter(apart_ns=10**9)
+        counter.run(8.0)
+        due = until_seldom(counter, counter.now_ns)
+        slack_ns = counter.pace.slack_ns
+        assert 15 * MS < slack_ns < 25 * MS
+        counter.now_ns = due + round(part * slack_ns)
+        assert counter.updates_before(counter.now_ns - 5 * MS) == counter.updates_before(counter.now_ns + 9 * MS)
+        known = counter.pace.seen
+        counter.call()
+        assert counter.pace.seen is not None and counter.pace.seen != known
+        counter.pace.near(counter.now_ns, counter.now_ns, due)
+        assert counter.pace.slack_ns == 0, "near an edge the instants are exact"
+
+
 def test_an_edge_is_nothing_to_a_counter_whose_period_is_not_known() -> None:
     pace = Pace(INTERVAL_NS, 10**9)
     assert pace.near(5, 7, 11) == 11

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def test_a_run_folder_keeps_what_its_domains_were(tmp_path: Path) -> None:
     assert source.domains["cpu"] == Domain("cpu", "model", 0.1, 0.0, 1.0, ("modelled", "replayed"), label)
     assert joules(source) == {"gpu0": 10.0}
     assert source.gauges() == {"gpu0.power_w": 200.0}
+    assert math.isfinite(source.gauges_interval_s) and math.isinf(source.samples_interval_s), "none were recorded"
     clock.now_ns += 250_000_000
     assert joules(source) == {"gpu0": 12.0, "cpu": 5.5}
     assert source.gauges() == {"gpu0.power_w": 210.0}

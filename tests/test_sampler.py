@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +17,7 @@ from lem_kit import sampler as sampler_module
 from lem_kit.energy import Reading, SourceError
 from lem_kit.errors import LemError
 from lem_kit.sampler import LONGEST_WAIT_S, Sampler
-from lem_kit.trace import Domain, Trace
+from lem_kit.trace import Domain, Series, Trace
 
 
 class Meter:
@@ -419,24 +421,51 @@ def test_each_counter_that_is_read_alone_gets_a_pace_and_a_period(clock: FakeClo
 
 
 def test_samples_are_waited_for_until_they_tell_the_course_around_an_edge(clock: FakeClock) -> None:
-    """Up to the counter's next update, and the one in which the window ends with two after it."""
+    """The one in which the window ends, and two after it; none where they are too few for the counter's cells."""
+    meter = Paced(clock)
+    meter.sampled = {"gpu0"}  # type: ignore[attr-defined]
+    sampler = Sampler([meter], 0.05, clock)
+    turned(sampler, clock, 8)
+    series = sampler.trace.gauges["paced:gpu0.power_w"]
+    edge_ns = series.t_ns[-8]
+
+    def told(last: int) -> bool:
+        sampler.trace.gauges["paced:gpu0.power_w"] = series.part(0, len(series.t_ns) - 7 + last)
+        return sampler._sampled(edge_ns)
+
+    assert [told(n) for n in range(6)] == [False, False, False, True, True, True]
+    few = range(edge_ns - 400_000_000, edge_ns, 40_000_000)
+    sampler.trace.gauges["paced:gpu0.power_w"] = Series(array("q", few), array("d", [200.0] * 10))
+    assert sampler._sampled(edge_ns)
+    sampler.stop()
+
+
+def test_what_is_infinitely_seldom_is_never_asked_for(clock: FakeClock) -> None:
+    meter = Paced(clock)
+    meter.gauges_interval_s = math.inf
+    sampler = Sampler([meter], 0.05, clock)
+    turned(sampler, clock, 2)
+    assert meter.fetched and not meter.sides
+    sampler.stop()
+
+
+def test_what_may_be_done_early_is_done_at_a_waking_of_another(clock: FakeClock) -> None:
     meter = Paced(clock)
     meter.sampled = {"gpu0"}  # type: ignore[attr-defined]
     sampler = Sampler([meter], 0.05, clock)
     turned(sampler, clock, 8)
     job = next(job for job in sampler._jobs if job.domain == "gpu0")
-    assert job.pace is not None and job.pace.grid is not None
-    series = sampler.trace.gauges["paced:gpu0.power_w"]
-    update_ns = series.t_ns[-1] // 100_000_000 * 100_000_000
-
-    def told(edge_ns: int, last_ns: int) -> bool:
-        sampler.trace.gauges["paced:gpu0.power_w"] = series.part(0, list(series.t_ns).index(last_ns) + 1)
-        return sampler._sampled(job, edge_ns)
-
-    slack = round(job.pace.grid.half_ns) + 1_000_000
-    before, of_old = update_ns - 200_000_000, update_ns - 100_000_000  # updates of which all is known
-    assert told(before + slack, of_old + 20_000_000) and not told(before + slack, of_old - 20_000_000)
-    assert [told(of_old - slack, of_old + k * 20_000_000) for k in range(4)] == [False, False, True, True]
+    assert job.pace is not None
+    while not (job.pace.slack_ns and job.due_ns - clock() > 500_000_000):
+        clock.now_ns = max(sampler.sample(), clock() + 50_000)
+    due_ns, slack_ns = job.due_ns, job.pace.slack_ns
+    calls = [t for t, domain in meter.called if domain == "gpu0"]
+    clock.now_ns = due_ns - slack_ns - 5_000_000
+    assert due_ns < sampler.sample() + slack_ns + 60_000_000
+    assert [t for t, domain in meter.called if domain == "gpu0"] == calls
+    clock.now_ns = due_ns - slack_ns
+    sampler.sample()
+    assert [t for t, domain in meter.called if domain == "gpu0"][len(calls) :] == [due_ns - slack_ns]
     sampler.stop()
 
 

@@ -69,7 +69,7 @@ class EnergySource(Protocol):
     * `read_one(domain) -> Reading`: where calls are slow, so that each counter is read when it is due (`pace`).
     * `gauges() -> dict[str, float]` with names "domain.quantity_unit" ("gpu0.power_w", "gpu0.temperature_c"), and
       `samples() -> dict[str, list[tuple[int, float]]]`, the (t_ns, value) of such gauges that the device kept since the last
-      call; every `gauges_interval_s` and `samples_interval_s`.
+      call; every `gauges_interval_s` and `samples_interval_s`, never where that is infinite.
     * `integrals`: domains that are the integral of a gauge, by their full key ("source_power:gpu0"); see `Domain.gauge`.
     * `failures: dict[str, str]`: a sentence for each domain that gave nothing at the last `read`.
     * `describe() -> dict` of facts worth keeping, and `remarks() -> dict[str, list[str]]`: reason codes by domain that hold

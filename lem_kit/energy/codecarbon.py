@@ -35,10 +35,10 @@ JOULES_PER_KWH = 3.6e6
 REFRESH_S = 0.05
 # A GPU's own counter may lie behind by another 100 ms.
 GPU_REFRESH_S = REFRESH_S + 0.1
-# Its CPU model cubes the load since the last reading, and the kernel counts load in ticks of 10 ms per core. Half a second
-# of two cores holds 100 ticks, 1 % of load each; 50 ms would hold 10, and the cube would turn that noise into a bias. It
-# also loses the duration of each reading (0.3 to 1 ms), which is 0.2 % here.
-INTERVAL_S = 0.5
+# Its CPU model cubes the load since the last reading, and the kernel counts load in ticks of 10 ms per core. A second of two
+# cores holds 200 ticks, half a percent of load each; 50 ms would hold 10, and the cube would turn that noise into a bias. It
+# also loses the duration of each reading (0.3 to 1 ms), which is 0.1 % here.
+INTERVAL_S = 1.0
 
 # Published comparisons found factors of two; see the module's text.
 MODEL_ERROR = 1.0

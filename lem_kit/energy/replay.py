@@ -81,6 +81,9 @@ class ReplaySource:
         self._opened_ns = self._told_ns = clock()
         kept = {domain.gauge.partition(":")[2] for domain in recording.integrals.values() if domain.gauge}
         self._sampled = recording.gauges.keys() & kept
+        # What was not recorded need not be asked for.
+        self.gauges_interval_s = 0.0 if recording.gauges.keys() - self._sampled else math.inf
+        self.samples_interval_s = 0.0 if self._sampled else math.inf
 
     def _position(self, now_ns: int) -> tuple[int, int]:
         """How often the recording was over, and the instant in it that is played now."""
