@@ -146,15 +146,14 @@ class Course:
 
     def _compared(self, sides: Sequence[tuple[list[Knot], Grid | None]]) -> list[Cell]:
         samples, cells = self._samples, []
-        for found, grid in sides:
-            for a, b in itertools.pairwise(found):
+        for found, grid in sides if samples.t_ns else ():
+            sums, ends = [samples.sum_to(knot.t_ns) for knot in found], [samples.around(int(knot.t_ns)) for knot in found]
+            for i, (a, b) in enumerate(itertools.pairwise(found)):
                 doubtful = grid is not None and max(a.half_ns, b.half_ns) > grid.half_ns
                 was_reset = b.joules <= a.joules  # then the counter says nothing of the samples
                 if not was_reset and not doubtful and self.sampled(a.t_ns, b.t_ns):
-                    whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
-                    ends = [samples.around(int(knot.t_ns)) for knot in (a, b)]
-                    steps, hidden = (math.hypot(*(end[i] for end in ends)) / 1.96 for i in (1, 2))
-                    cells.append(Cell(a.t_ns, b.joules - a.joules, b.t_ns - a.t_ns, whole, steps, hidden))
+                    steps, hidden = (math.hypot(ends[i][j], ends[i + 1][j]) / 1.96 for j in (1, 2))
+                    cells.append(Cell(a.t_ns, b.joules - a.joules, b.t_ns - a.t_ns, sums[i + 1] - sums[i], steps, hidden))
         return cells
 
     def unseen(self, long_ns: float = 0.0) -> Unseen:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -35,8 +35,11 @@ class Between(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
+def energy_between(
+    trace: Trace, key: str, t0_ns: int, t1_ns: int, courses: MutableMapping[str, Course] | None = None
+) -> Between:
     """Energy in joules that domain `key` saw from `t0_ns` to `t1_ns`, with the half-width of its 95 % interval in joules.
+    `courses`: what was found of the counters so far, for those that ask for several domains between the same two instants.
 
         E(t)   = E_a + (E_b - E_a) * S(a, t) / S(a, b)    S: the power's course between the knots a and b around t
         steps  = spread * f * (1 - f) * T                 f: how far t lies in the piece of length T that S cannot resolve
@@ -56,7 +59,7 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     """
     domain = trace.domains[key]
     if domain.gauge is not None:
-        return integral_between(trace, key, t0_ns, t1_ns)
+        return integral_between(trace, key, t0_ns, t1_ns, courses)
     series = around(trace, key, t0_ns, t1_ns)
     t = series.t_ns
     if not t or t[0] > t0_ns + trace.interval_s * 1e9:
@@ -68,6 +71,8 @@ def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
     if rising is None:
         return _unknown("counter_went_back")
     course = Course(trace, key, rising, t0_ns, t1_ns)
+    if courses is not None:
+        courses[key] = course
     edges = [course.edge(t_ns) for t_ns in (t0_ns, t1_ns)]
     steps = domain.refresh_s is None or domain.refresh_s > 0.0  # else it has no period that it could miss
     if steps and course.period_ns and _stuck(series.part(first, last + 1), STUCK_PERIODS * course.period_ns, t0_ns, t1_ns):
@@ -146,7 +151,9 @@ def _stuck(series: Series, longest_ns: float, t0_ns: int, t1_ns: int) -> bool:
     return False
 
 
-def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
+def integral_between(
+    trace: Trace, key: str, t0_ns: int, t1_ns: int, courses: MutableMapping[str, Course] | None = None
+) -> Between:
     """Energy in joules from sampled power, cut at the window's two edges, with the half-width of its 95 % interval.
 
     values that are means since the one before:  pieces of steady power;  u = both edges' pieces (`Samples.around`) and, with
@@ -174,8 +181,9 @@ def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int) -> Between:
         joules = samples.sum_to(t1_ns) - samples.sum_to(t0_ns)
         unseen = Unseen()
         if device in trace.counters:  # the counter of the same device shows what the samples miss
-            series = around(trace, device, t0_ns, t1_ns)
-            unseen = Course(trace, device, series, t0_ns, t1_ns).unseen()
+            beside = (courses or {}).get(device)
+            beside = beside or Course(trace, device, around(trace, device, t0_ns, t1_ns), t0_ns, t1_ns)
+            unseen = beside.unseen()
         ends = [samples.around(t_ns) for t_ns in (t0_ns, t1_ns)]
         missed_j = max(1.96 * unseen.joules, unseen.hidden * math.hypot(*(hidden_j for _, _, hidden_j in ends)))
         noise = math.hypot(*(steps_j for _, steps_j, _ in ends), missed_j)

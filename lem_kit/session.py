@@ -33,6 +33,7 @@ from . import baseline, environment, metrics, prompts, store, traffic, validity
 from . import warmup as warmup_policy
 from .backends import Backend
 from .comparison import Comparison, in_turns
+from .course import Course
 from .curve import energy_between
 from .energy import EnergySource, describe, open_sources, remarks
 from .errors import LemError
@@ -637,8 +638,8 @@ def _repeats(window: Window, trace: Trace) -> tuple[Repeat, ...]:
 
 def energy(trace: Trace, t0_ns: int, t1_ns: int) -> dict[str, Energy]:
     """The energy of every domain of a trace between two instants; the stored trace of a record gives its stored energies."""
-    found = {}
-    for key, domain in sorted(trace.domains.items()):
+    found, courses = {}, dict[str, Course]()
+    for key, domain in sorted(trace.domains.items()):  # a counter before the integral beside it
         source, _, name = key.partition(":")
-        found[key] = Energy(source, name, domain.method, domain.scope, *energy_between(trace, key, t0_ns, t1_ns))
+        found[key] = Energy(source, name, domain.method, domain.scope, *energy_between(trace, key, t0_ns, t1_ns, courses))
     return validity.compared(found)
