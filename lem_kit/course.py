@@ -46,6 +46,8 @@ MOST_HIDDEN = 40.0
 LAG_NS = 3_000_000
 # A sample of so many times the most that the device can draw for long is none.
 IMPLAUSIBLE = 3.0
+# Work that begins and ends with a window of fewer periods of the counter fills one cell or none, so that neither edge shows.
+FEW_PERIODS = 3.0
 # Powers of cells that differ by less than such a part are the same.
 ALIKE = 0.001
 # Power readings that differ by more than such a part from what the counter beside them counts are in step with the load.
@@ -122,7 +124,7 @@ class Course:
         self.period_ns = grid.period_ns if grid else median(gaps) if gaps else 0.0
         if domain.refresh_s is not None:
             self.period_ns = max(self.period_ns, domain.refresh_s * 1e9)
-        self.short = t1_ns - t0_ns < self.period_ns
+        self.short, self._few = t1_ns - t0_ns < self.period_ns, t1_ns - t0_ns < FEW_PERIODS * self.period_ns
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - near_ns, t1_ns + near_ns)
         self._samples = Samples(gauge)
         seen = self._samples.t_ns
@@ -202,9 +204,9 @@ class Course:
         return near_enough and self._holes[end] == self._holes[first - 1]
 
     def shapes_j(self, first: Edge, last: Edge) -> float:
-        """What the doubt about the course at both edges makes of the window's energy: it adds up where one short peak, which
-        no sample shows, may be the cause of both."""
-        if self.short and not (first.sampled or last.sampled):
+        """What the doubt about the course at both edges makes of the window's energy: it adds up where one peak, which no
+        sample shows and no cell that it fills, may be the cause of both."""
+        if self._few and not (first.sampled or last.sampled):
             return first.shape_j + last.shape_j
         return math.hypot(first.shape_j, last.shape_j)
 
@@ -321,7 +323,17 @@ class Course:
             power = left if f < at else right
         elif self._in_step or self._peak(found, k):  # what is inside the cell is steeper than its mean power shows
             spread *= PEAK
-        return Edge(joules, spread * f * (1 - f) * length_ns, half_ns, (power, power))
+        doubt = max(spread * f * (1 - f), self._unfinished(found, k, f, max(powers)))
+        return Edge(joules, doubt * length_ns, half_ns, (power, power))
+
+    def _unfinished(self, found: Sequence[Knot], k: int, f: float, highest: float) -> float:
+        """How far the energy up to `f` of cell `k` may be off (as power, over its length) where no later cell shows what the
+        load stepped to: it may have gone on as in the cell before up to there, and do the rest in what is left."""
+        if k == 0 or k + 2 < len(found):
+            return 0.0
+        before, power = joules_per_ns(*found[k - 1 : k + 1]), joules_per_ns(*found[k : k + 2])
+        room = power if power < before else max(PEAK * highest - power, 0.0)
+        return min(abs(before - power) * f, room * (1 - f))
 
     def _peak(self, found: Sequence[Knot], k: int) -> bool:
         """Whether cell `k` has more power, or less, than cells on both sides of it. For a short window these are two on each
@@ -330,6 +342,8 @@ class Course:
         cells = range(max(k - reach, 0), min(k + reach + 1, len(found) - 1))
         powers = [joules_per_ns(found[i], found[i + 1]) for i in cells]
         before, power, after = powers[: k - cells[0]], powers[k - cells[0]], powers[k - cells[0] + 1 :]
+        if self.short and len(after) < reach:
+            after += before  # what comes next is not known: it may be as it was
         if not before or not after:
             return False
         return max(min(before), min(after)) < (1 - ALIKE) * power or min(max(before), max(after)) > (1 + ALIKE) * power
@@ -338,7 +352,7 @@ class Course:
         """Powers left and right of a step inside cell `k`, and where it is; None where there is none."""
         levels = [joules_per_ns(*found[i : i + 2]) if 0 <= i < len(found) - 1 else None for i in range(k - 2, k + 3)]
         before, left, power, right, after = levels
-        if right is None and self._samples.t_ns and self._samples.t_ns[-1] > found[k + 1].t_ns:
+        if right is None and not self.short and self._samples.t_ns and self._samples.t_ns[-1] > found[k + 1].t_ns:
             right = self._samples.watts[-1] * 1e-9  # the cell after is not over: what the sensor shows stands for it
         if left is None or power is None or right is None:
             return None

@@ -274,13 +274,10 @@ class Sampler:
             return
         if not self._all_told(t_ns):
             self._edge_ns = max(self._edge_ns, t_ns)
-            for job in self._jobs:
-                if job.side == "gauges":  # in the time that the counters leave
-                    job.wanted_ns = max(job.wanted_ns, t_ns)
             self._wake.set()
         with self._changed:
             self._changed.wait_for(lambda: self._all_told(t_ns), self._longest_wait_s())
-        sides = [job for job in self._jobs if job.side == "samples" or (job.side and job.told_ns < t_ns)]
+        sides = [job for job in self._jobs if job.side]
         until = self._clock() + int(LATE_SAMPLES_S * 1e9)
         while sides:
             began = self._clock()

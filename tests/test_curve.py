@@ -15,7 +15,7 @@ import pytest
 from conftest import FakeClock
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from simulation import WAVES, Board, recorded, recorded_windows
+from simulation import WAVES, Board, recorded, recorded_windows, steps
 
 from lem_kit.course import Course
 from lem_kit.curve import energy_between, integral_between, mean_power_w
@@ -745,6 +745,36 @@ def test_a_cell_that_samples_of_its_beginning_cannot_explain_is_doubted() -> Non
     assert found.joules is not None and found.uncertainty_j is not None and calm.uncertainty_j is not None
     assert found.uncertainty_j > 9.0 > 10 * calm.uncertainty_j
     assert abs(found.joules - 215.0) < 1.2 * found.uncertainty_j
+
+
+def test_what_the_load_did_after_the_window_may_be_in_its_last_cell() -> None:
+    """Work of 300 W up to 4.06 s and nothing after it: the cell up to 4.1 s shows 180 W, and no later one is there."""
+    edge_ns = 4 * SECOND + 60 * MS
+    trace = sampled_cells(lambda k: 300.0 if k < 203 else 0.0, edge_ns, 4 * SECOND)
+    del trace.gauges[f"{KEY}.power_w"]
+    found = energy_between(trace, KEY, 2 * SECOND, edge_ns)
+    assert found.joules == pytest.approx(600 + 0.06 * 180, abs=0.05)
+    assert found.uncertainty_j == pytest.approx((300 - 180) * 0.06, rel=0.1)
+    assert abs(found.joules - 618) <= found.uncertainty_j
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.05, 2.0), (0.23, 0.2), (1.07, 0.03)])
+def test_work_that_begins_and_ends_with_the_window_is_held_without_samples(seconds: float, most: float) -> None:
+    """When its end has been waited for, its last cell is the last of all; and both its edges are wrong alike."""
+    rows = []
+    for seed in range(50):
+        draw, parts, starts, now = random.Random(seed), [(103.0, 70.0)], [], 3.0
+        for _ in range(4):
+            starts.append(round((1_000 + now) * 1e9))
+            parts += [(seconds, 300.0), (pause := draw.uniform(0.6, 1.3), 70.0)]
+            now += seconds + pause
+        clock = FakeClock()
+        board = Board(steps(*parts, (20.0, 70.0)), clock, seed=seed, sample_s=None)
+        windows = [(t0, t0 + round(seconds * 1e9)) for t0 in starts]
+        _, kept = recorded_windows(board, clock, now + 2, windows)
+        rows += [told(board, trace, t0, seconds) for (t0, _), trace in zip(windows, kept)]
+    held, halves = [abs(error) <= half for error, half in rows], [half for _, half in rows]
+    assert sum(held) / len(held) >= 0.93 and median(halves) < most
 
 
 def test_a_load_that_is_quiet_between_samples_is_doubted_less() -> None:
