@@ -33,8 +33,8 @@ DENSE = 3
 LEAST_CELLS = 8
 # Cells are of one length if none is so many times longer than another.
 AS_LONG = 2.0
-# The cells of a counter that is read seldom are sought so many times further around, and its grid in all that was read. A
-# few of them must show how far counter and samples differ.
+# The cells of a counter that is read seldom are sought so many times further around: a few must show how far counter and
+# samples differ.
 FURTHER = 5
 # A cell of it that differs from the samples in it by more than such a part is not believed.
 CONTRADICTED = 0.3

@@ -46,16 +46,17 @@ def energy_between(
         timing = |P(t1) - P(t0)| * h                      when one grid gives all knots: a shift moves both edges alike
                = a + b - sqrt(a * b / 5)                  otherwise; a, b = P(t) * h at the edges; h: half-widths of knots
         cells  = 1.96 rms(counter - samples) over cells   with samples, less what the steps allow
-        ends   = cells * sqrt((g^2 + (1 - g)^2) / 2)      g: how far t lies in its cell, whose two ends share that doubt
+        ends   = cells * sqrt((g^2 + (1 - g)^2) / 2)      g: how far t lies in its cell, whose two ends share that doubt;
+                                                          (g^2 + 1) where E(t) = E_a + c S(a, t), c as in other cells
         hidden = m * 0.05 * P(t) * f * (1 - f) * T        m: how many times that the ends of the cells differ by
-        untold = g * |counter - samples|                  of the last cell, where its last sample ends before it does
+        untold = g * |counter - samples|                  of the last cell, where the samples do not tell its end
         n      = sqrt(sum over t0, t1 of (steps^2 + max(ends, hidden)^2 + untold^2) + timing^2) + resolution
         u      = sqrt(n^2 + (relative_error * E)^2)
 
     `spread` is the range of the powers around t: a load that switches between two powers a and b inside a piece makes
     interpolation wrong by at most |a - b| f (1 - f) T. Without samples it is wider by a tenth of the power, and three times
-    as wide in a peak of the counter or where power readings beside it show another power than it counts. See
-    `docs/method.md` for how often the interval holds the truth.
+    as wide in a peak of the counter or where power readings beside it show another power than it counts; the last cell has
+    also what the load may have done after the window. See `docs/method.md` for how often the interval holds the truth.
     """
     domain = trace.domains[key]
     if domain.gauge is not None:
