@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from .samples import SEEN_AFTER, Samples, step
+from .samples import Samples, step
 from .staircase import Grid, Knot, knots, without
 from .statistics import student_t
 from .trace import Series, Trace
@@ -113,7 +113,8 @@ class Course:
         further = self._sides
         if rarely:  # what is far away tells how far counter and samples differ, but makes no grid better here
             found, grid = knots(series.between(t0_ns - NEARBY_NS, t1_ns + NEARBY_NS), *known)
-            self._sides = [(without(found, domain.offset_w), grid)] if grid else further
+            if grid and found[0].t_ns <= t0_ns:
+                self._sides = [(without(found, domain.offset_w), grid)]
         gaps = [b.t_ns - a.t_ns for found, _ in self._sides for a, b in itertools.pairwise(found)]
         grid = self._sides[0][1]
         # How wrong the period may be: as the sampler knows it, or as the readings nearby confine it.
@@ -148,7 +149,7 @@ class Course:
 
     def _compared(self, sides: Sequence[tuple[list[Knot], Grid | None]]) -> list[Cell]:
         samples, cells = self._samples, []
-        for found, grid in sides if samples.t_ns else ():
+        for found, grid in sides if len(samples.t_ns) > DENSE else ():
             sums, ends = [samples.sum_to(knot.t_ns) for knot in found], [samples.around(int(knot.t_ns)) for knot in found]
             for i, (a, b) in enumerate(itertools.pairwise(found)):
                 doubtful = grid is not None and max(a.half_ns, b.half_ns) > grid.half_ns
@@ -217,7 +218,7 @@ class Course:
             (low0, high0), (low1, high1) = first.powers, last.powers
             shift = 0.95 * max(high1 - low0, high0 - low1) * half_ns  # of all knots alike
             return math.hypot(shift, joules * self._stretch)  # and of the period
-        a, b = first.powers[1] * first.timing_ns, last.powers[1] * last.timing_ns
+        a, b = (max(edge.powers[1] * edge.timing_ns, 0.0) for edge in (first, last))
         return a + b - math.sqrt(0.2 * a * b)  # holds 95 % of the sum of two doubts that may be anywhere in their ranges
 
     def edge(self, t_ns: int) -> Edge | None:
@@ -274,13 +275,12 @@ class Course:
     def _sampled(self, a: Knot, b: Knot, t_ns: int, half_ns: float, on_grid: bool) -> Edge | None:
         """The course inside the cell from the samples of power in it; None if they are too few to tell.
 
-        Samples give each part of the cell its share of what the counter counted in it. Where they do not tell whether the
-        load stepped at its end, they count onwards from its beginning, as many joules for one of theirs as in other cells.
+        Samples give each part of the cell its share of what the counter counted in it. Where they end before it does, they
+        count onwards from its beginning, as many joules of the counter for one of theirs as in other cells.
         """
         samples, last_ns = self._samples, self._samples.t_ns[-1] if self._samples.t_ns else 0
         whole_cell = self.sampled(a.t_ns, b.t_ns)
-        onward = bool(self._cells) and on_grid and t_ns < last_ns and not (whole_cell and samples.resolved(b.t_ns))
-        onward = onward and self.sampled(a.t_ns, min(b.t_ns, last_ns))
+        onward = not whole_cell and bool(self._cells) and on_grid and t_ns < last_ns and self.sampled(a.t_ns, last_ns)
         if not (whole_cell or onward):
             return None
         whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)
@@ -296,13 +296,15 @@ class Course:
         f = min(max((t_ns - a.t_ns) / (b.t_ns - a.t_ns), 0.0), 1.0)
         part = math.sqrt((f**2 + (1.0 if onward else 1 - f) ** 2) / 2) if on_grid else 1.0
         unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
-        # What the counter has more or less may all be of the time after the last sample; or is, as a step makes it there.
-        untold_j = abs(joules - self._counted_per_sampled() * whole) if onward or b.t_ns > last_ns else 0.0
+        # What the counter has more or less may all be of where samples do not tell the end; or is, as a step makes it there.
+        untold_j = 0.0 if samples.resolved(b.t_ns) else abs(joules - self._counted_per_sampled() * whole)
+        began_j = 0.0
         if onward:
             near = samples.watts[bisect_left(samples.t_ns, a.t_ns - self.period_ns) :]
-            open_ns = b.t_ns - samples.t_ns[-SEEN_AFTER]
-            untold_j = max(untold_j - scale * (max(near) - min(near)) * 1e-9 * open_ns, 0.0)
-        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, f * untold_j)
+            untold_j = max(untold_j - scale * (max(near) - min(near)) * 1e-9 * (b.t_ns - last_ns), 0.0)
+            _, steps, hidden = samples.around(int(a.t_ns))
+            began_j = scale * math.hypot(steps, unseen.hidden * hidden)
+        shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, f * untold_j, began_j)
         levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)), sampled=True)
@@ -323,17 +325,19 @@ class Course:
             power = left if f < at else right
         elif self._in_step or self._peak(found, k):  # what is inside the cell is steeper than its mean power shows
             spread *= PEAK
-        doubt = max(spread * f * (1 - f), self._unfinished(found, k, f, max(powers)))
+        doubt = max(spread * f * (1 - f), self._unfinished(found, k, f) + 0.1 * power * f * (1 - f))
         return Edge(joules, doubt * length_ns, half_ns, (power, power))
 
-    def _unfinished(self, found: Sequence[Knot], k: int, f: float, highest: float) -> float:
+    def _unfinished(self, found: Sequence[Knot], k: int, f: float) -> float:
         """How far the energy up to `f` of cell `k` may be off (as power, over its length) where no later cell shows what the
-        load stepped to: it may have gone on as in the cell before up to there, and do the rest in what is left."""
-        if k == 0 or k + 2 < len(found):
+        load stepped to: it may have gone on as in the cell before up to there, and have done the rest in what was left."""
+        if k + 2 < len(found):
             return 0.0
-        before, power = joules_per_ns(*found[k - 1 : k + 1]), joules_per_ns(*found[k : k + 2])
-        room = power if power < before else max(PEAK * highest - power, 0.0)
-        return min(abs(before - power) * f, room * (1 - f))
+        power = joules_per_ns(*found[k : k + 2])
+        if k == 0:  # nor does one before
+            return power * max(f, 1 - f)
+        before = joules_per_ns(*found[k - 1 : k + 1])
+        return min((before - power) * f, power * (1 - f)) if power < before else (power - before) * f
 
     def _peak(self, found: Sequence[Knot], k: int) -> bool:
         """Whether cell `k` has more power, or less, than cells on both sides of it. For a short window these are two on each

@@ -43,6 +43,7 @@ TOGETHER_NS = 1_000_000
 # looks whether one does: to wake it there would cost the user's thread its turn.
 APART_NS = 1_000_000_000
 LOOK_NS = 50_000_000
+NEVER_NS = 1 << 62
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Sampler:
             for job in self._seldom:
                 assert job.pace is not None
                 job.due_ns = job.pace.near(edge_ns, now, job.due_ns)
-        done, next_ns = False, now + (LOOK_NS if self._seldom else int(1e9 * self.interval_s))
+        done, next_ns = False, now + LOOK_NS if self._seldom or not self._jobs else NEVER_NS
         for job in self._jobs:
             early_ns, late_ns = job.slack_ns
             if (job.wanted_ns > job.begun_ns or job.due_ns - early_ns <= now + TOGETHER_NS) and not self._stopping:
@@ -292,7 +293,7 @@ class Sampler:
             time.sleep(LATE_SAMPLE_S)
 
     def _sampled(self, t_ns: int) -> bool:
-        """Whether samples of power beside the counters that keep time, if there are any, tell their course around `t_ns`."""
+        """Whether samples of power tell the course around `t_ns` of the counters that are read seldom."""
         for job in self._seldom:
             newest = self.trace.gauges.get(f"{job.name}.power_w", Series()).t_ns[-SEEN_AFTER:]
             grid = job.pace.grid if job.pace else None

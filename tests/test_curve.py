@@ -551,11 +551,12 @@ def test_the_interval_holds_the_truth_of_a_board_with_samples(wave: str) -> None
 @pytest.mark.parametrize("with_edges", [True, False], ids=["edges", "no edges"])
 @pytest.mark.parametrize("wave", SD)
 def test_the_interval_holds_the_truth_of_a_counter_read_seldom(wave: str, with_edges: bool) -> None:
-    """Nearly as exact as if every update were read, with a fifth of the readings; also of a window that nobody told of."""
+    """Nearly as exact as if every update were read, with a fifth of the readings; also of a window that nobody told of. Less
+    where a window's end is not waited for until samples tell whether the load stepped at the end of its last cell, too."""
     found = held_seldom("h100", wave, with_edges)
     assert overall(found) >= 0.93
     for figure, most in zip(found.values(), SD[wave]):
-        assert figure.share >= 0.9 and figure.sd < 2 * most
+        assert figure.share >= 0.9 and figure.sd < (3 if with_edges else 2) * most
 
 
 @pytest.mark.parametrize("board", [board for board in SELDOM if board != "h100"])
@@ -722,7 +723,7 @@ def test_what_samples_tell_of_the_beginning_of_a_cell_needs_no_samples_of_its_en
     assert energy_between(trace, KEY, t0, t1 + 40 * MS).joules == pytest.approx(207.0, abs=0.05)
 
 
-def test_a_step_where_a_cell_ends_that_one_sample_shows_is_not_guessed() -> None:
+def test_a_step_where_a_cell_ends_that_one_sample_shows_is_doubted() -> None:
     """100 W up to 4.092 s and 300 W from then on; the cell ends at 4.1 s, inside of a sample, which is the last but one."""
     t1 = 4 * SECOND + 70 * MS
     trace = sampled_cells(lambda k: 100.0, t1, 4 * SECOND + 60 * MS)
@@ -730,9 +731,20 @@ def test_a_step_where_a_cell_ends_that_one_sample_shows_is_not_guessed() -> None
     gauge.extend([(4_072 * MS, 100.0), (4_110 * MS, (0.02 * 100 + 0.018 * 300) / 0.038), (4_130 * MS, 300.0)])
     counter.value[-1] += 8 * 0.2
     found = energy_between(trace, KEY, 2 * SECOND, t1)
-    assert found.joules == pytest.approx(207.0, abs=0.05)
+    assert found.joules is not None and found.uncertainty_j is not None
+    assert 0.5 < abs(found.joules - 207.0) < found.uncertainty_j < 3.0
     gauge.extend([(4_150 * MS, 300.0)])
     assert energy_between(trace, KEY, 2 * SECOND, t1).joules == pytest.approx(207.0, abs=0.05)
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_a_counter_beside_which_power_was_read_a_few_times_has_a_figure(count: int) -> None:
+    trace = sampled_cells(lambda k: 100.0, 3 * SECOND, 0)
+    if count:
+        trace.gauges[f"{KEY}.power_w"].extend([((2_000 + 20 * k) * MS, 100.0) for k in range(count)])
+    else:
+        del trace.gauges[f"{KEY}.power_w"]
+    assert energy_between(trace, KEY, SECOND, 2 * SECOND + 30 * MS).joules == pytest.approx(103.0, abs=0.05)
 
 
 def test_a_cell_that_samples_of_its_beginning_cannot_explain_is_doubted() -> None:
@@ -756,6 +768,18 @@ def test_what_the_load_did_after_the_window_may_be_in_its_last_cell() -> None:
     assert found.joules == pytest.approx(600 + 0.06 * 180, abs=0.05)
     assert found.uncertainty_j == pytest.approx((300 - 180) * 0.06, rel=0.1)
     assert abs(found.joules - 618) <= found.uncertainty_j
+
+
+@pytest.mark.parametrize("ms", [3, 10, 20, 60])
+def test_a_load_may_begin_at_the_end_of_a_window(ms: int) -> None:
+    """70 W up to an edge so long before an update, and 700 W from it on: the cell shows a mean between them."""
+    joules = 0.001 * ms * 700 + (0.1 - 0.001 * ms) * 70
+    edge_ns = 4 * SECOND + (100 - ms) * MS
+    trace = sampled_cells(lambda k: 70.0 if k < 200 else joules / 0.1, edge_ns, 4 * SECOND)
+    del trace.gauges[f"{KEY}.power_w"]
+    found = energy_between(trace, KEY, 2 * SECOND, edge_ns)
+    assert found.joules is not None and found.uncertainty_j is not None
+    assert 0.9 < abs(found.joules - 70 * (edge_ns / SECOND - 2)) / found.uncertainty_j < 1.0
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(0.05, 2.0), (0.23, 0.2), (1.07, 0.03)])

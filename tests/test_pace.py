@@ -282,6 +282,8 @@ def test_a_visit_may_be_early_or_late_and_still_is_between_two_updates() -> None
         known = counter.pace.seen
         counter.call()
         assert counter.pace.seen is not None and counter.pace.seen != known
+        due = until_seldom(counter, counter.now_ns)
+        assert counter.pace.slack_ns
         counter.pace.near(counter.now_ns, counter.now_ns, due)
         assert counter.pace.slack_ns == 0, "near an edge the instants are exact"
 

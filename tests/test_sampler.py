@@ -449,6 +449,27 @@ def test_what_is_infinitely_seldom_is_never_asked_for(clock: FakeClock) -> None:
     sampler.stop()
 
 
+def test_a_source_that_is_read_seldom_wakes_nobody_between(clock: FakeClock) -> None:
+    meter = Meter("slow", clock, interval_s=1.0)
+    meter.gauges_interval_s = math.inf  # type: ignore[attr-defined]
+    sampler, wakings = Sampler([meter], 0.05, clock), 0
+    while clock() < 1_010 * 10**9:
+        clock.now_ns = sampler.sample()
+        wakings += 1
+    assert meter.reads == wakings == 10
+    sampler.stop()
+
+
+def test_what_may_be_late_waits_for_a_waking_of_another(clock: FakeClock) -> None:
+    quick, slow = Meter("quick", clock), Meter("slow", clock, interval_s=1.02)
+    sampler, wakings = Sampler([quick, slow], 0.05, clock), 0
+    while clock() < 1_010 * 10**9:
+        clock.now_ns = sampler.sample()
+        wakings += 1
+    assert slow.reads == 10 and wakings == quick.reads == 200
+    sampler.stop()
+
+
 def test_what_may_be_done_early_is_done_at_a_waking_of_another(clock: FakeClock) -> None:
     meter = Paced(clock)
     meter.sampled = {"gpu0"}  # type: ignore[attr-defined]
