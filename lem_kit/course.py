@@ -129,6 +129,8 @@ class Course:
         gauge = trace.gauges.get(f"{key}.power_w", Series()).between(t0_ns - near_ns, t1_ns + near_ns)
         self._samples = Samples(gauge)
         seen = self._samples.t_ns
+        # Work that no sample lies inside of shows in its two ends only as their mean with the rest.
+        self._brief = self.short and (t1_ns - t0_ns) * (len(seen) - 1) < 2 * (seen[-1] - seen[0]) if seen else False
         # Where samples are missing for longer than half a period, or cannot be: how many such places are up to each of them.
         most_w = IMPLAUSIBLE * domain.limit_w if domain.limit_w is not None else math.inf
         bad = (b - a > self.period_ns / 2 or w > most_w for a, b, w in zip(seen, seen[1:], gauge.value[1:]))
@@ -209,6 +211,8 @@ class Course:
         sample shows and no cell that it fills, may be the cause of both."""
         if self._few and not (first.sampled or last.sampled):
             return first.shape_j + last.shape_j
+        if self._brief and first.sampled and last.sampled:
+            return PEAK * (first.shape_j + last.shape_j)
         return math.hypot(first.shape_j, last.shape_j)
 
     def timing_j(self, first: Edge, last: Edge, joules: float) -> float:

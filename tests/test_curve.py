@@ -782,9 +782,13 @@ def test_a_load_may_begin_at_the_end_of_a_window(ms: int) -> None:
     assert 0.9 < abs(found.joules - 70 * (edge_ns / SECOND - 2)) / found.uncertainty_j < 1.0
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.05, 2.0), (0.23, 0.2), (1.07, 0.03)])
-def test_work_that_begins_and_ends_with_the_window_is_held_without_samples(seconds: float, most: float) -> None:
-    """When its end has been waited for, its last cell is the last of all; and both its edges are wrong alike."""
+@pytest.mark.parametrize(
+    ("seconds", "sample_s", "most"),
+    [(0.05, None, 2.0), (0.23, None, 0.2), (1.07, None, 0.03), (0.01, 0.02, 2.0), (0.02, 0.02, 1.0), (0.03, 0.02, 1.0)],
+)
+def test_work_that_begins_and_ends_with_the_window_is_held(seconds: float, sample_s: float | None, most: float) -> None:
+    """Without samples its last cell is the last of all, when its end has been waited for, and both its edges are wrong alike;
+    with them, none may lie inside it."""
     rows = []
     for seed in range(50):
         draw, parts, starts, now = random.Random(seed), [(103.0, 70.0)], [], 3.0
@@ -793,7 +797,7 @@ def test_work_that_begins_and_ends_with_the_window_is_held_without_samples(secon
             parts += [(seconds, 300.0), (pause := draw.uniform(0.6, 1.3), 70.0)]
             now += seconds + pause
         clock = FakeClock()
-        board = Board(steps(*parts, (20.0, 70.0)), clock, seed=seed, sample_s=None)
+        board = Board(steps(*parts, (20.0, 70.0)), clock, seed=seed, sample_s=sample_s)
         windows = [(t0, t0 + round(seconds * 1e9)) for t0 in starts]
         _, kept = recorded_windows(board, clock, now + 2, windows)
         rows += [told(board, trace, t0, seconds) for (t0, _), trace in zip(windows, kept)]
