@@ -787,7 +787,7 @@ def test_a_load_may_begin_at_the_end_of_a_window(ms: int) -> None:
     [(0.05, None, 2.0), (0.23, None, 0.2), (1.07, None, 0.03), (0.01, 0.02, 2.0), (0.02, 0.02, 1.0), (0.03, 0.02, 1.0)],
 )
 def test_work_that_begins_and_ends_with_the_window_is_held(seconds: float, sample_s: float | None, most: float) -> None:
-    """Without samples its last cell is the last of all, when its end has been waited for, and both its edges are wrong alike;
+    """Without samples its last cell is the last of all when its end has been waited for, and both edges are wrong alike;
     with them, none may lie inside it."""
     rows = []
     for seed in range(50):
