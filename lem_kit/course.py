@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from .samples import Samples, step
+from .samples import SEEN_AFTER, Samples, step
 from .staircase import Grid, Knot, knots, without
 from .statistics import student_t
 from .trace import Series, Trace
@@ -198,12 +198,12 @@ class Course:
         off = [(abs(c.joules - scale * c.sampled_j), c) for c in inside if c.ns > AS_LONG * self.period_ns]
         return (1 + CONTRADICTED) * sum(off_j for off_j, c in off if off_j > CONTRADICTED * scale * c.sampled_j)
 
-    def sampled(self, start_ns: float, end_ns: float) -> bool:
-        """Whether power was sampled often enough between two instants to tell its course there. The last sample of all may
-        end a little before: whoever waited for it knew the later instant no better."""
+    def sampled(self, start_ns: float, end_ns: float, least: int = DENSE) -> bool:
+        """Whether power was sampled often enough between two instants (`least` times and once) to tell its course. The last
+        sample of all may end a little before: whoever waited for it knew the later instant no better."""
         t = self._samples.t_ns
         first, end = bisect_right(t, start_ns), min(bisect_left(t, end_ns), len(t) - 1)
-        near_enough = end - first >= DENSE and first > 0 and t[end] >= end_ns - LAG_NS
+        near_enough = end - first >= least and first > 0 and t[end] >= end_ns - LAG_NS
         return near_enough and self._holes[end] == self._holes[first - 1]
 
     def shapes_j(self, first: Edge, last: Edge) -> float:
@@ -284,7 +284,8 @@ class Course:
         """
         samples, last_ns = self._samples, self._samples.t_ns[-1] if self._samples.t_ns else 0
         whole_cell = self.sampled(a.t_ns, b.t_ns)
-        onward = not whole_cell and bool(self._cells) and on_grid and t_ns < last_ns and self.sampled(a.t_ns, last_ns)
+        onward = not whole_cell and bool(self._cells) and on_grid and t_ns < last_ns
+        onward = onward and self.sampled(a.t_ns, last_ns, SEEN_AFTER - 1)
         if not (whole_cell or onward):
             return None
         whole = samples.sum_to(b.t_ns) - samples.sum_to(a.t_ns)

@@ -721,6 +721,10 @@ def test_what_samples_tell_of_the_beginning_of_a_cell_needs_no_samples_of_its_en
     assert found.joules == pytest.approx(203.0, abs=0.05) and found.reasons == ()
     assert found.uncertainty_j is not None and found.uncertainty_j < 1.4
     assert energy_between(trace, KEY, t0, t1 + 40 * MS).joules == pytest.approx(207.0, abs=0.05)
+    few = sampled_cells(lambda k: 100.0 if k < 203 else 300.0, t1, 4 * SECOND + 60 * MS)  # three after an edge of the cell
+    found = energy_between(few, KEY, t0, 4 * SECOND + 5 * MS)
+    assert found.joules == pytest.approx(200.5, abs=0.05)
+    assert found.uncertainty_j is not None and found.uncertainty_j < 1.4
 
 
 def test_a_step_where_a_cell_ends_that_one_sample_shows_is_doubted() -> None:
