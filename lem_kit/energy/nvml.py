@@ -41,7 +41,7 @@ SAMPLES_ERROR = 0.1
 # The instant field looks at a quarter of the time: it showed 0.55 to 2.2 times the power of such loads (docs/gpu.md).
 FIELD_ERROR = 1.2
 GAUGES_EVERY_S = 1.0
-SAMPLED_EVERY_S = 1.4  # how often a board is asked for the samples of its power that it keeps (2.4 s of them on an H100)
+SAMPLED_EVERY_S = 1.2  # how often a board is asked for the samples of its power that it keeps (2.4 s of them on an H100)
 SLOW_INTERVAL_NS = 1_000_000_000
 INSTALL = "pip install 'lem_kit[nvml]'"
 
