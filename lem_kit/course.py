@@ -17,6 +17,7 @@ import operator
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
@@ -130,7 +131,7 @@ class Course:
         self._samples = Samples(gauge)
         seen = self._samples.t_ns
         # Work that no sample lies inside of shows in its two ends only as their mean with the rest.
-        self._brief = self.short and (t1_ns - t0_ns) * (len(seen) - 1) < 2 * (seen[-1] - seen[0]) if seen else False
+        self._brief = self.short and bool(seen) and (t1_ns - t0_ns) * (len(seen) - 1) < 2 * (seen[-1] - seen[0])
         # Where samples are missing for longer than half a period, or cannot be: how many such places are up to each of them.
         most_w = IMPLAUSIBLE * domain.limit_w if domain.limit_w is not None else math.inf
         bad = (b - a > self.period_ns / 2 or w > most_w for a, b, w in zip(seen, seen[1:], gauge.value[1:]))
@@ -183,6 +184,7 @@ class Course:
         wider = student_t(len(cells)) / 1.96
         return Unseen(wider * joules, wider * 1.48 * ns, min(wider * hidden, MOST_HIDDEN))
 
+    @cached_property
     def _counted_per_sampled(self) -> float:
         """What the counter counts where samples show a joule; 1 where no cell tells."""
         ratios = [c.joules / c.sampled_j for c in self._cells if c.sampled_j > 0.0]
@@ -193,7 +195,7 @@ class Course:
         them: it may have been set back, or have stood, where nobody saw it."""
         if self._least_cells == LEAST_CELLS:
             return 0.0
-        scale = self._counted_per_sampled()
+        scale = self._counted_per_sampled
         inside = [c for c in self._cells if c.start_ns < t1_ns and c.start_ns + c.ns > t0_ns]
         off = [(abs(c.joules - scale * c.sampled_j), c) for c in inside if c.ns > AS_LONG * self.period_ns]
         return (1 + CONTRADICTED) * sum(off_j for off_j, c in off if off_j > CONTRADICTED * scale * c.sampled_j)
@@ -292,7 +294,7 @@ class Course:
         joules = b.joules - a.joules
         if whole <= 0.0:
             return None
-        scale = self._counted_per_sampled() if onward else joules / whole
+        scale = self._counted_per_sampled if onward else joules / whole
         power, steps_j, hidden_j = samples.around(t_ns)
         mean = joules / (b.t_ns - a.t_ns)
         unseen = self.unseen(min(t_ns - a.t_ns, b.t_ns - t_ns))
@@ -302,15 +304,14 @@ class Course:
         part = math.sqrt((f**2 + (1.0 if onward else 1 - f) ** 2) / 2) if on_grid else 1.0
         unseen_j = max(1.96 * cell_j * part, scale * unseen.hidden * hidden_j)
         # What the counter has more or less may all be of where samples do not tell the end; or is, as a step makes it there.
-        untold_j = 0.0 if samples.resolved(b.t_ns) else abs(joules - self._counted_per_sampled() * whole)
-        began_j = 0.0
+        untold_j = 0.0 if samples.resolved(b.t_ns) else abs(joules - self._counted_per_sampled * whole)
+        (began, *open_j), began_j = samples.around(int(a.t_ns)), 0.0
         if onward:
             near = samples.watts[bisect_left(samples.t_ns, a.t_ns - self.period_ns) :]
             untold_j = max(untold_j - scale * (max(near) - min(near)) * 1e-9 * (b.t_ns - last_ns), 0.0)
-            _, steps, hidden = samples.around(int(a.t_ns))
-            began_j = scale * math.hypot(steps, unseen.hidden * hidden)
+            began_j = scale * math.hypot(open_j[0], unseen.hidden * open_j[1])
         shape = math.hypot(scale * steps_j, abs(power * scale - mean) * LAG_NS, unseen_j, f * untold_j, began_j)
-        levels = [level * scale for level in (power, samples.around(int(a.t_ns))[0], samples.around(int(b.t_ns))[0])]
+        levels = [level * scale for level in (power, began, samples.around(int(b.t_ns))[0])]
         here = a.joules + scale * (samples.sum_to(t_ns) - samples.sum_to(a.t_ns))
         return Edge(here, shape, half_ns, (min(levels), max(levels)), sampled=True)
 

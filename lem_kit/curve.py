@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -35,9 +35,7 @@ class Between(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def energy_between(
-    trace: Trace, key: str, t0_ns: int, t1_ns: int, courses: MutableMapping[str, Course] | None = None
-) -> Between:
+def energy_between(trace: Trace, key: str, t0_ns: int, t1_ns: int, courses: dict[str, Course] | None = None) -> Between:
     """Energy in joules that domain `key` saw from `t0_ns` to `t1_ns`, with the half-width of its 95 % interval in joules.
     `courses`: what was found of the counters so far, for those that ask for several domains between the same two instants.
 
@@ -56,7 +54,9 @@ def energy_between(
     `spread` is the range of the powers around t: a load that switches between two powers a and b inside a piece makes
     interpolation wrong by at most |a - b| f (1 - f) T. Without samples it is wider by a tenth of the power, and three times
     as wide in a peak of the counter or where power readings beside it show another power than it counts; the last cell has
-    also what the load may have done after the window. See `docs/method.md` for how often the interval holds the truth.
+    also what the load may have done after the window, and the edges of a window of less than three periods add up. With
+    samples those of one that is shorter than two of them do, three times over. See `docs/method.md` for how often
+    the interval holds the truth.
     """
     domain = trace.domains[key]
     if domain.gauge is not None:
@@ -152,9 +152,7 @@ def _stuck(series: Series, longest_ns: float, t0_ns: int, t1_ns: int) -> bool:
     return False
 
 
-def integral_between(
-    trace: Trace, key: str, t0_ns: int, t1_ns: int, courses: MutableMapping[str, Course] | None = None
-) -> Between:
+def integral_between(trace: Trace, key: str, t0_ns: int, t1_ns: int, courses: dict[str, Course] | None = None) -> Between:
     """Energy in joules from sampled power, cut at the window's two edges, with the half-width of its 95 % interval.
 
     values that are means since the one before:  pieces of steady power;  u = both edges' pieces (`Samples.around`) and, with

@@ -143,11 +143,10 @@ class Pace:
         self._close_until_ns = edge_ns + int(CLOSE * self.period_ns)
         if due_ns - now_ns <= self.period_ns:
             return due_ns
-        (low, high), _ = self._seen
-        passed = int((now_ns - low) / self._periods[1])
-        latest_ns = high + passed * self._periods[1]
+        (low, high), longest = self._seen[0], self._periods[1]
+        passed_ns = int((now_ns - low) / longest) * longest
         # An update that may be due just now is read as soon as it is surely over.
-        aim = self._aim(int(low + passed * self._periods[1]) - 1 if passed and now_ns < latest_ns else now_ns)
+        aim = self._aim(int(low + passed_ns) - 1 if passed_ns and now_ns < high + passed_ns else now_ns)
         low, high = self._walls
         between = high - self._periods[0] <= now_ns and now_ns + 2 * self._took_ns + AGAIN_NS < low
         return now_ns if between and not self._sure else aim  # now, if surely the update before is the last

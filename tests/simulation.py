@@ -19,7 +19,6 @@ from lem_kit.session import AFTER_NS, BEFORE_NS
 from lem_kit.trace import Domain, Trace
 
 LONGEST_WAIT_NS = int(LONGEST_WAIT_S * 1e9)
-waits_ns: list[float] = []
 Wave = Callable[[float], float]  # seconds -> joules since 0
 
 
@@ -183,7 +182,6 @@ def recorded_windows(
             waiting[number] = t0_ns, t1_ns, until_ns
             if sampler._sampled(t1_ns) or clock.now_ns > until_ns:
                 slices[number] = sampler.slice(t0_ns - BEFORE_NS, t1_ns + AFTER_NS)
-                waits_ns.append(clock.now_ns - t1_ns)
                 del waiting[number]
             due = min(due, clock.now_ns + int(LATE_SAMPLE_S * 1e9))
         clock.now_ns = max(due, clock.now_ns)

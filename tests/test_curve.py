@@ -763,6 +763,18 @@ def test_a_cell_that_samples_of_its_beginning_cannot_explain_is_doubted() -> Non
     assert abs(found.joules - 215.0) < 1.2 * found.uncertainty_j
 
 
+def test_the_end_of_a_window_waits_one_period_of_the_counter() -> None:
+    """As what was read after it tells, in sessions of boards like a real one: the next update, the call, and the samples."""
+    waits_s = []
+    for seed in range(60):
+        clock, draw = FakeClock(), random.Random(seed)
+        board = Board(WAVES["bursts"], clock, seed=seed, jitter_s=0.0024, own_look=True, stamp_s=0.01)
+        t1 = round((1_008 + draw.random()) * 1e9)
+        _, (trace,) = recorded_windows(board, clock, 10, [(t1 - 230 * MS, t1)])
+        waits_s.append((trace.counters["sim:gpu0"].t_ns[-1] - t1) / 1e9)
+    assert median(waits_s) < 0.075 and sorted(waits_s)[56] < 0.108
+
+
 def test_what_the_load_did_after_the_window_may_be_in_its_last_cell() -> None:
     """Work of 300 W up to 4.06 s and nothing after it: the cell up to 4.1 s shows 180 W, and no later one is there."""
     edge_ns = 4 * SECOND + 60 * MS

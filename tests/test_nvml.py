@@ -310,6 +310,15 @@ def test_power_of_a_board_without_samples_is_of_the_instant(machine: Machine) ->
     source.close()
 
 
+def test_no_gauge_is_left_out_by_a_pass_that_comes_a_little_early(machine: Machine, clock: Clock) -> None:
+    clock.now_ns = 10 * SECOND
+    source = made(clock, "0")
+    for _ in range(3):
+        assert "gpu0.memory_used_bytes" in source.gauges()
+        clock.now_ns += round((GAUGES_EVERY_S - 0.002) * SECOND)
+    source.close()
+
+
 def test_samples_are_the_means_that_the_driver_kept_on_our_clock(
     machine: Machine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -399,11 +399,14 @@ class Paced(Meter):
         return {"gpu0.power_w": [(k * 20_000_000, 200.0) for k in range(newest - 14, newest + 1)]}
 
 
-def turned(sampler: Sampler, clock: FakeClock, seconds: float) -> None:
-    end = clock() + round(seconds * 1e9)
+def turned(sampler: Sampler, clock: FakeClock, seconds: float) -> int:
+    """How often it woke in that time."""
+    end, wakings = clock() + round(seconds * 1e9), 0
     while clock() < end:
         due = sampler.sample()
         clock.now_ns = max(due, clock() + 50_000)
+        wakings += 1
+    return wakings
 
 
 def test_each_counter_that_is_read_alone_gets_a_pace_and_a_period(clock: FakeClock) -> None:
@@ -452,21 +455,15 @@ def test_what_is_infinitely_seldom_is_never_asked_for(clock: FakeClock) -> None:
 def test_a_source_that_is_read_seldom_wakes_nobody_between(clock: FakeClock) -> None:
     meter = Meter("slow", clock, interval_s=1.0)
     meter.gauges_interval_s = math.inf  # type: ignore[attr-defined]
-    sampler, wakings = Sampler([meter], 0.05, clock), 0
-    while clock() < 1_010 * 10**9:
-        clock.now_ns = sampler.sample()
-        wakings += 1
-    assert meter.reads == wakings == 10
+    sampler = Sampler([meter], 0.05, clock)
+    assert turned(sampler, clock, 10) == meter.reads == 10
     sampler.stop()
 
 
 def test_what_may_be_late_waits_for_a_waking_of_another(clock: FakeClock) -> None:
     quick, slow = Meter("quick", clock), Meter("slow", clock, interval_s=1.02)
-    sampler, wakings = Sampler([quick, slow], 0.05, clock), 0
-    while clock() < 1_010 * 10**9:
-        clock.now_ns = sampler.sample()
-        wakings += 1
-    assert slow.reads == 10 and wakings == quick.reads == 200
+    sampler = Sampler([quick, slow], 0.05, clock)
+    assert turned(sampler, clock, 10) == quick.reads == 200 and slow.reads == 10
     sampler.stop()
 
 
